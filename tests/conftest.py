@@ -1,0 +1,17 @@
+"""Fixtures that more than one test file uses."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Folder of real slides and labelled images (WSI_DATA), or skip."""
+    folder = Path(os.environ.get("WSI_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"real data absent: no folder {folder} (set WSI_DATA)")
+    return folder

@@ -1,0 +1,196 @@
+"""Options of every act: one class per act, gathered in RunConfig, read from TOML.
+
+The default of a number lives here and nowhere else. Imports no torch, dask or zarr.
+"""
+
+import hashlib
+import tomllib
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import orjson
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError
+
+from wsi_pipeline.errors import ConfigError
+
+
+class Options(BaseModel):
+    """Base of all options: frozen, unknown keys refused, wrong values named."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    def __init__(self, **values: Any) -> None:  # Any: pydantic checks each value
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError(_explain(type(self).__name__, error)) from None
+
+    def digest(self) -> str:
+        """sha256 (hex) of the options as sorted JSON."""
+        data = orjson.dumps(self.model_dump(mode="json"), option=orjson.OPT_SORT_KEYS)
+        return hashlib.sha256(data).hexdigest()
+
+
+class TileOptions(Options):
+    """Options of tiling: Slide to Pyramid."""
+
+    target_mpp: float | Literal["native"] | None = Field(
+        None,
+        description="um/px that the pyramid's base must not be coarser than; 'native' "
+        "keeps level 0; left out, the finest that the model needs",
+    )
+    block_px: int = Field(
+        4096, ge=512, description="side of a block, which is one task and one shard, px"
+    )
+    chunk_px: int = Field(512, ge=64, description="side of a chunk inside a shard, px")
+    zstd_level: int = Field(1, ge=1, le=19, description="compression level")
+    workers: int = Field(0, ge=0, description="parallel blocks; 0 = one per CPU")
+    scheduler: Literal["threads", "processes"] = Field(
+        "threads", description="Dask threads, or a local Dask cluster of processes"
+    )
+
+
+class TissueOptions(Options):
+    """Options of the tissue finder: Pyramid to tissue mask and PatchGrid."""
+
+    mask_mpp: float = Field(8.0, gt=0, description="um/px of the mask")
+    min_area_um2: float = Field(
+        40_000.0, ge=0, description="smaller pieces of tissue are dropped, um2"
+    )
+    min_hole_um2: float = Field(
+        40_000.0, ge=0, description="smaller holes in tissue are filled, um2"
+    )
+    min_patch_tissue: float = Field(
+        0.05, ge=0, le=1, description="share of tissue that makes a patch count"
+    )
+    mask: Path | None = Field(
+        None, description="your own tissue mask, GeoJSON or PNG, instead of the finder"
+    )
+
+
+class SelectOptions(Options):
+    """Options of patch selection: Pyramid and PatchGrid to Selection."""
+
+    mode: Literal["exact"] = Field(
+        "exact", description="one global softmax over all patches, then the top M"
+    )
+    top_m: int | None = Field(
+        None, ge=1, description="patches to choose; left out, the model card's M"
+    )
+    gpu_memory: ByteSize | None = Field(
+        None, description="memory that the nets may use on the GPU, e.g. 5GiB"
+    )
+    memory: ByteSize = Field(
+        "2GiB",  # type: ignore[assignment]  # parsed by validate_default
+        description="memory that the nets may use on the CPU, e.g. 2GiB",
+    )
+    device: str | None = Field(
+        None, description="cpu, cuda or cuda:N; left out, cuda where there is one"
+    )
+
+
+class SegmentOptions(Options):
+    """Options of segmentation: Pyramid and Selection to RegionPredictions."""
+
+    strategy: Literal["learned", "uniform"] = Field(
+        "learned", description="how samples are placed in a region"
+    )
+    coverage: Literal["selected", "all"] = Field(
+        "selected",
+        description="segment the regions around chosen patches only, or all tissue "
+        "(the rest of it coarsely)",
+    )
+    overlap: float = Field(
+        0.125, ge=0, le=0.5, description="share of a region's side shared with the next"
+    )
+    device: str | None = Field(
+        None, description="cpu, cuda or cuda:N; left out, cuda where there is one"
+    )
+
+
+class StitchOptions(Options):
+    """Options of stitching: RegionPredictions to MaskPyramid."""
+
+    keep_predictions: bool = Field(
+        False, description="keep predictions.zarr for stitching again"
+    )
+
+
+class ExportOptions(Options):
+    """Options of export: MaskPyramid to files for other programs."""
+
+    format: str = Field("geojson", description="name in the table of exporters")
+    simplify_um: float = Field(
+        1.0, ge=0, description="tolerance of simplified outlines, um; 0 = pixel edges"
+    )
+    min_area_um2: float = Field(
+        200.0, ge=0, description="smaller objects are left out of the GeoJSON, um2"
+    )
+    min_hole_um2: float = Field(
+        50.0, ge=0, description="smaller holes are filled in the GeoJSON, um2"
+    )
+    frame: Literal["qupath", "level0"] = Field(
+        "qupath",
+        description="origin of the coordinates: QuPath's crop to the scan's bounds, or "
+        "the full level 0",
+    )
+    gzip: bool = Field(False, description="write .geojson.gz")
+
+
+class RunConfig(Options):
+    """Everything that `wsi run` may be told, besides slides and output folder."""
+
+    model: str | None = Field(None, description="name or folder of the model; required")
+    mpp: float | None = Field(
+        None, gt=0, description="um/px of level 0 where the slide does not state it"
+    )
+    tile: TileOptions = TileOptions()
+    tissue: TissueOptions = TissueOptions()
+    select: SelectOptions = SelectOptions()
+    segment: SegmentOptions = SegmentOptions()
+    stitch: StitchOptions = StitchOptions()
+    export: ExportOptions = ExportOptions()
+
+    @classmethod
+    def from_toml(cls, path: Path) -> Self:
+        """Read a TOML file with one table per act.
+
+        Raises
+        ------
+        ConfigError
+            If the file is missing, is not TOML, or holds an unknown key or wrong value.
+        """
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise ConfigError(f"{path}: cannot read the config: {error}") from error
+        try:
+            return cls(**values)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
+
+    def updated(self, table: str | None, **values: Any) -> Self:  # Any: as __init__
+        """A copy with the given values (those not None) set in one act's table.
+
+        Parameters
+        ----------
+        table : str or None
+            "tile", "tissue", ...; None for the top level.
+        """
+        given = {key: value for key, value in values.items() if value is not None}
+        data = self.model_dump()
+        (data if table is None else data[table]).update(given)
+        return type(self)(**data)
+
+
+def _explain(name: str, error: ValidationError) -> str:
+    """One line per wrong value: where, what was got, what was expected."""
+    lines = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"]) or name
+        got = item.get("input")
+        if item["type"] == "extra_forbidden":
+            lines.append(f"unknown option {where!r}")
+        else:
+            lines.append(f"option {where!r}: got {got!r}, {item['msg'].lower()}")
+    return "; ".join(lines)

@@ -1,0 +1,1 @@
+"""Nets: encoders, selector, density, sampling, segmenter, memory budget, weights."""

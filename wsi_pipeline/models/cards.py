@@ -1,0 +1,170 @@
+"""Model folders and their cards: what a model is, without loading any net."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from wsi_pipeline.classes import MaskClass
+from wsi_pipeline.errors import ModelError, UnknownNameError
+from wsi_pipeline.publishing import publish_json, sha256_file
+
+SHIPPED = Path(__file__).parent / "shipped"
+"""Folder of the models that come with the package, one folder per model."""
+
+
+class _Card(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ClassCard(_Card):
+    """A class of the masks."""
+
+    value: int = Field(ge=0, le=254)
+    name: str
+    rgb: tuple[int, int, int]
+
+
+class SelectorCard(_Card):
+    """The selector: file, architecture and how it was trained and measured."""
+
+    file: str = "selector.safetensors"
+    sha256: str
+    mpp: float = Field(gt=0, description="um/px at which patches are encoded")
+    patch_px: int = Field(gt=0, description="side of a patch at mpp")
+    top_m: int = Field(gt=0, description="patches chosen per slide by default")
+    tasks: tuple[str, ...] = Field(description="what each query token predicts")
+    architecture: dict[str, Any]
+    training: dict[str, Any]
+    metrics: dict[str, Any]
+
+
+class SegmenterCard(_Card):
+    """The segmenter and its density net."""
+
+    file: str = "segmenter.safetensors"
+    sha256: str
+    mpp: float = Field(gt=0, description="um/px of a region's pixels")
+    region_px: int = Field(gt=0, description="side of a region at mpp")
+    nodes: int = Field(gt=0, description="side of the sampled image the net sees")
+    architecture: dict[str, Any]
+    training: dict[str, Any]
+    metrics: dict[str, Any]
+
+
+class ModelCard(_Card):
+    """What card.json holds."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    version: str
+    summary: str = Field(description="one line: what the model is for")
+    intended_use: str
+    limits: str
+    licence: str
+    data: str = Field(description="what it was trained on, and how that was split")
+    classes: tuple[ClassCard, ...]
+    selector: SelectorCard
+    segmenter: SegmenterCard
+
+    @property
+    def mask_classes(self) -> tuple[MaskClass, ...]:
+        """Classes as the rest of the package uses them."""
+        return tuple(MaskClass(c.value, c.name, c.rgb) for c in self.classes)
+
+    @property
+    def finest_mpp(self) -> float:
+        """um/px that a pyramid's base must not be coarser than."""
+        return min(self.selector.mpp, self.segmenter.mpp)
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model on disk: weights are only loaded after their sha256 was compared.
+
+    Parameters
+    ----------
+    path : Path
+        Folder with ``card.json``, ``selector.safetensors``, ``segmenter.safetensors``.
+    card : ModelCard
+        The card.
+    """
+
+    path: Path
+    card: ModelCard
+
+    def weights(self, part: SelectorCard | SegmenterCard) -> Path:
+        """File of a part's weights, its sha256 checked against the card.
+
+        Raises
+        ------
+        ModelError
+            If the file is missing, is no safetensors file, or has another sha256.
+        """
+        file = self.path / Path(part.file).name
+        if file.suffix != ".safetensors":
+            raise ModelError(f"{file}: only .safetensors files are loaded")
+        if not file.is_file():
+            raise ModelError(f"{file}: missing; the card names it")
+        found = sha256_file(file)
+        if found != part.sha256:
+            raise ModelError(
+                f"{file}: sha256 is {found[:12]}..., the card says "
+                f"{part.sha256[:12]}...; the file was changed or is incomplete"
+            )
+        return file
+
+
+def shipped_models() -> dict[str, ModelCard]:
+    """Cards of the models that come with the package, by name."""
+    return {
+        folder.name: read_card(folder)
+        for folder in sorted(SHIPPED.glob("*"))
+        if (folder / "card.json").is_file()
+    }
+
+
+def find_model(name: str | Path | None) -> ModelFolder:
+    """Find a model by its shipped name or its folder.
+
+    Raises
+    ------
+    UnknownNameError
+        If no name is given, or it is neither shipped nor a folder; the message lists
+        the shipped models with what each is for.
+    ModelError
+        If the folder has no valid card.
+    """
+    shipped = shipped_models()
+    listing = "; ".join(f"{key}: {card.summary}" for key, card in shipped.items())
+    if name is None:
+        raise UnknownNameError(f"no model given; --model takes a folder or: {listing}")
+    if str(name) in shipped:
+        return ModelFolder(SHIPPED / str(name), shipped[str(name)])
+    path = Path(name)
+    if not path.is_dir():
+        raise UnknownNameError(
+            f"unknown model {str(name)!r}; --model takes a folder or: {listing}"
+        )
+    return ModelFolder(path, read_card(path))
+
+
+def read_card(folder: Path) -> ModelCard:
+    """Read and check a folder's card.json.
+
+    Raises
+    ------
+    ModelError
+        If it is missing or does not fit the schema.
+    """
+    file = folder / "card.json"
+    try:
+        return ModelCard(**orjson.loads(file.read_bytes()))
+    except (OSError, TypeError, orjson.JSONDecodeError, ValidationError) as error:
+        raise ModelError(f"{file}: no valid model card: {error}") from error
+
+
+def write_card(folder: Path, card: ModelCard) -> None:
+    """Write card.json."""
+    publish_json(folder / "card.json", card.model_dump(mode="json"))

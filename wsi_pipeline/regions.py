@@ -1,0 +1,368 @@
+"""Tissue, patches, selections and region predictions: the data that acts hand on."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zarr
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from wsi_pipeline.errors import RegionError
+from wsi_pipeline.geometry import Box, Scale
+
+
+@dataclass(frozen=True)
+class Tissue:
+    """Where there is tissue.
+
+    Parameters
+    ----------
+    mask : (h, w) bool array
+        True = tissue. Pixel (i, j) covers level-0 pixels from (j, i) * downsample on.
+    downsample : float
+        Level-0 pixels per mask pixel, the same along x and y.
+    scale : Scale
+        um/px of the slide's level 0.
+    """
+
+    mask: NDArray[np.bool_]
+    downsample: float
+    scale: Scale
+
+    @property
+    def area_um2(self) -> float:
+        """Area of the tissue, um2."""
+        return float(self.mask.sum()) * self.downsample**2 * self.scale.area_um2
+
+    def crop(self, box: Box) -> NDArray[np.bool_]:
+        """Mask pixels that a level-0 box touches, clipped to the mask."""
+        h, w = self.mask.shape
+        part = Box(0, 0, w, h).intersect(box.scaled_down(self.downsample))
+        return self.mask[part.rows, part.columns]
+
+    def save(self, path: Path) -> None:
+        """Write a 1-bit PNG whose text chunk holds the scale."""
+        text = PngInfo()
+        facts = {
+            "downsample": self.downsample,
+            "mpp": [self.scale.x, self.scale.y],
+        }
+        text.add_text("wsi_pipeline", orjson.dumps(facts).decode())
+        Image.fromarray(self.mask).save(path, format="PNG", pnginfo=text)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        RegionError
+            If the file is no such PNG.
+        """
+        try:
+            with Image.open(path) as image:
+                facts = orjson.loads(image.info["wsi_pipeline"])
+                mask = np.asarray(image.convert("1"))
+        except (OSError, KeyError, orjson.JSONDecodeError) as error:
+            raise RegionError(
+                f"{path}: no tissue mask of this package ({error!r})"
+            ) from error
+        return cls(mask, float(facts["downsample"]), Scale(*facts["mpp"]))
+
+
+@dataclass(frozen=True)
+class PatchGrid:
+    """Square patches on tissue.
+
+    Parameters
+    ----------
+    corners : (n, 2) int64 array
+        x, y of each top-left corner, level-0 pixels; sorted by y, then x. The row
+        number is the patch id.
+    size_px : int
+        Side of a patch in level-0 pixels.
+    patch_px : int
+        Side of a patch in pixels at `mpp`: what the encoder sees.
+    mpp : float
+        um/px at which patches are encoded.
+    tissue : (n,) float32 array
+        Share of tissue in each patch, 0 to 1.
+
+    Raises
+    ------
+    RegionError
+        If shapes disagree.
+    """
+
+    corners: NDArray[np.int64]
+    size_px: int
+    patch_px: int
+    mpp: float
+    tissue: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        if self.corners.ndim != 2 or self.corners.shape[1] != 2:
+            raise RegionError(f"corners must be (n, 2), got {self.corners.shape}")
+        if self.tissue.shape != (len(self),):
+            raise RegionError(
+                f"tissue must be ({len(self)},), got {self.tissue.shape}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.corners)
+
+    def box(self, patch: int) -> Box:
+        """Level-0 box of a patch."""
+        x, y = self.corners[patch]
+        return Box(int(x), int(y), self.size_px, self.size_px)
+
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """Columns of the table, in order."""
+        return {
+            "patch": np.arange(len(self), dtype=np.int64),
+            "x": self.corners[:, 0],
+            "y": self.corners[:, 1],
+            "tissue": self.tissue,
+        }
+
+    def header(self) -> dict[str, Any]:
+        """What the table's metadata holds besides the columns."""
+        return {
+            "size_px": self.size_px,
+            "patch_px": self.patch_px,
+            "mpp": self.mpp,
+            "unit": "level-0 px",
+        }
+
+    def save(self, path: Path) -> None:
+        """Write a Parquet table: patch, x, y, tissue."""
+        _write_table(path, self.columns(), self.header())
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        RegionError
+            If the file is no such table.
+        """
+        table, header = _read_table(path)
+        return cls._of(table, header)
+
+    @classmethod
+    def _of(cls, table: pa.Table, header: dict[str, Any]) -> Self:
+        corners = np.stack([_column(table, "x"), _column(table, "y")], axis=1)
+        return cls(
+            corners.astype(np.int64),
+            int(header["size_px"]),
+            int(header["patch_px"]),
+            float(header["mpp"]),
+            _column(table, "tissue").astype(np.float32),
+        )
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Scores of all patches and the choice among them.
+
+    Parameters
+    ----------
+    grid : PatchGrid
+        The n patches.
+    logits : (n, C) float32 array
+        Attention logit per channel (head x query token).
+    score : (n,) float64 array
+        Attention averaged over channels after a softmax over all n patches; sums to 1.
+    rank : (n,) int64 array
+        0 = most salient; ties go to the lower patch id.
+    chosen : (n,) bool array
+        The top M.
+    facts : dict
+        What was planned and measured (mode, M, batch, memory), JSON values only.
+    """
+
+    grid: PatchGrid
+    logits: NDArray[np.float32]
+    score: NDArray[np.float64]
+    rank: NDArray[np.int64]
+    chosen: NDArray[np.bool_]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def captured_mass(self) -> float:
+        """Share of the attention that falls on chosen patches, 0 to 1."""
+        return float(self.score[self.chosen].sum())
+
+    def save(self, path: Path) -> None:
+        """Write a Parquet table: the grid's columns, score, rank, chosen, logit_c."""
+        columns = self.grid.columns() | {
+            "score": self.score,
+            "rank": self.rank,
+            "chosen": self.chosen,
+        }
+        for channel in range(self.logits.shape[1]):
+            columns[f"logit_{channel}"] = self.logits[:, channel]
+        _write_table(path, columns, self.grid.header() | {"facts": self.facts})
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        RegionError
+            If the file is no such table.
+        """
+        table, header = _read_table(path)
+        names = [name for name in table.column_names if name.startswith("logit_")]
+        if "chosen" not in table.column_names or not names:
+            raise RegionError(f"{path}: no selection; `wsi select` writes one")
+        return cls(
+            PatchGrid._of(table, header),
+            np.stack([_column(table, name) for name in names], axis=1),
+            _column(table, "score"),
+            _column(table, "rank"),
+            _column(table, "chosen"),
+            header.get("facts", {}),
+        )
+
+
+DETAIL, COARSE = 1, 2
+"""Codes of how a region was segmented; the same numbers as in the coverage label."""
+
+
+@dataclass(frozen=True)
+class RegionPrediction:
+    """Class probabilities of one region on the nodes where it was sampled.
+
+    Parameters
+    ----------
+    box : Box
+        Level-0 pixels.
+    probabilities : (c, h, w) float16 array
+        Sum to 1 over c.
+    grid : (2, h, w) float32 array
+        x and y of each node in [0, 1] of the box: 0 is the centre of the box's first
+        pixel on the pyramid's base, 1 the centre of its last.
+    kind : int
+        DETAIL or COARSE.
+    """
+
+    box: Box
+    probabilities: NDArray[np.float16]
+    grid: NDArray[np.float32]
+    kind: int = DETAIL
+
+    def __post_init__(self) -> None:
+        if self.grid.shape != (2, *self.probabilities.shape[1:]):
+            raise RegionError(
+                f"grid must be (2, h, w) with the (h, w) of the probabilities "
+                f"{self.probabilities.shape}, got {self.grid.shape}"
+            )
+
+
+class RegionStore:
+    """Region predictions on disk: a Zarr group of three arrays, one row per region.
+
+    Parameters
+    ----------
+    path : Path
+        Folder of the store (``predictions.zarr``).
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(
+        cls, path: Path, n: int, classes: int, size_px: tuple[int, int]
+    ) -> Self:
+        """Make an empty store for n regions of (w, h) nodes."""
+        group = zarr.create_group(path, zarr_format=3)
+        w, h = size_px
+        for name, shape, dtype in (
+            ("probabilities", (n, classes, h, w), "float16"),
+            ("grid", (n, 2, h, w), "float32"),
+            ("boxes", (n, 5), "int64"),
+        ):
+            whole = name == "boxes"
+            chunks = tuple(max(1, s) for s in (shape if whole else (1, *shape[1:])))
+            group.create_array(name, shape=shape, dtype=dtype, chunks=chunks)
+        return cls(path)
+
+    def put(self, start: int, regions: Sequence[RegionPrediction]) -> None:
+        """Write consecutive regions, the first at row `start`."""
+        group = zarr.open_group(self.path, mode="r+")
+        stop = start + len(regions)
+        boxes = [[r.box.x, r.box.y, r.box.w, r.box.h, r.kind] for r in regions]
+        _array(group, "probabilities")[start:stop] = np.stack(
+            [r.probabilities for r in regions]
+        )
+        _array(group, "grid")[start:stop] = np.stack([r.grid for r in regions])
+        _array(group, "boxes")[start:stop] = np.array(boxes, dtype=np.int64)
+
+    def boxes(self) -> tuple[list[Box], NDArray[np.int64]]:
+        """All boxes, and all kinds as an (n,) int64 array."""
+        rows = np.asarray(_array(self._open(), "boxes")[:])
+        return [Box(*(int(v) for v in row[:4])) for row in rows], rows[:, 4]
+
+    def get(self, region: int) -> RegionPrediction:
+        """One region by its row."""
+        group = self._open()
+        x, y, w, h, kind = (int(v) for v in _array(group, "boxes")[region])
+        return RegionPrediction(
+            Box(x, y, w, h),
+            np.asarray(_array(group, "probabilities")[region]),
+            np.asarray(_array(group, "grid")[region]),
+            kind,
+        )
+
+    def __len__(self) -> int:
+        return int(_array(self._open(), "boxes").shape[0])
+
+    def __iter__(self) -> Iterator[RegionPrediction]:
+        return (self.get(region) for region in range(len(self)))
+
+    def _open(self) -> zarr.Group:
+        try:
+            return zarr.open_group(self.path, mode="r")
+        except (OSError, ValueError) as error:
+            raise RegionError(
+                f"{self.path}: no region predictions; `wsi segment` writes them"
+            ) from error
+
+
+def _array(group: zarr.Group, name: str) -> Any:  # Any: zarr's indexing is untyped
+    return group[name]
+
+
+def _write_table(
+    path: Path, columns: dict[str, NDArray[Any]], header: dict[str, Any]
+) -> None:
+    table = pa.table(columns).replace_schema_metadata(
+        {"wsi_pipeline": orjson.dumps(header, option=orjson.OPT_SORT_KEYS)}
+    )
+    pq.write_table(table, path, compression="zstd")
+
+
+def _read_table(path: Path) -> tuple[pa.Table, dict[str, Any]]:
+    try:
+        table = pq.read_table(path)
+        return table, orjson.loads((table.schema.metadata or {})[b"wsi_pipeline"])
+    except (OSError, pa.ArrowInvalid, KeyError) as error:
+        raise RegionError(f"{path}: no table of patches ({error})") from error
+
+
+def _column(table: pa.Table, name: str) -> NDArray[Any]:
+    try:
+        return np.asarray(table.column(name).to_numpy())
+    except KeyError as error:
+        raise RegionError(f"the table has no column {name!r}") from error

@@ -1,0 +1,108 @@
+"""What a slide is to the rest of the package: facts about it and a way to read it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_pipeline.geometry import Box, Level, Scale
+
+
+@dataclass(frozen=True)
+class SlideInfo:
+    """Facts about a slide, from an allow-list: nothing that could name a patient.
+
+    Parameters
+    ----------
+    path : Path
+        The file that was opened.
+    backend : str
+        Name in the table of readers ("openslide", "tiff").
+    vendor : str
+        Scanner family or file format, as the backend calls it.
+    levels : tuple of Level
+        Finest first; level 0 has downsample 1.
+    scale : Scale
+        um/px of level 0.
+    scale_source : str
+        Where the scale came from: "samplesheet", "--mpp", or the name of the metadata
+        field.
+    bounds : Box
+        The part of level 0 that holds the scan (OpenSlide's bounds); all of level 0
+        where the file states none. QuPath's frame starts at its corner.
+    tile_px : tuple of int
+        (width, height) of the native tiles of level 0.
+    compression : str
+        Compression of level 0, lower case ("jpeg"), or "unknown".
+    background : tuple of int
+        RGB of places that were not scanned.
+    warnings : tuple of str
+        Sentences that belong in the report (an unusual scale, anisotropic pixels).
+    """
+
+    path: Path
+    backend: str
+    vendor: str
+    levels: tuple[Level, ...]
+    scale: Scale
+    scale_source: str
+    bounds: Box
+    tile_px: tuple[int, int]
+    compression: str = "unknown"
+    background: tuple[int, int, int] = (255, 255, 255)
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def size_px(self) -> tuple[int, int]:
+        """(width, height) of level 0."""
+        return self.levels[0].size_px
+
+    @property
+    def box(self) -> Box:
+        """All of level 0."""
+        return self.levels[0].box
+
+
+class Slide(Protocol):
+    """An open slide: picklable by path, reopened per process and after any read error.
+
+    Use it as a context manager; :func:`wsi_pipeline.open_slide` makes one.
+    """
+
+    @property
+    def info(self) -> SlideInfo:
+        """Facts about the slide."""
+        ...
+
+    def read(self, box: Box, level: int = 0) -> NDArray[np.uint8]:
+        """Read pixels.
+
+        Parameters
+        ----------
+        box : Box
+            Level-0 pixels. Parts outside the slide come back as `info.background`.
+        level : int
+            Index into `info.levels`.
+
+        Returns
+        -------
+        (h, w, 3) uint8 array
+            RGB, of the size of ``info.levels[level].cover(box)``.
+
+        Raises
+        ------
+        SlideError
+            If the file cannot be decoded there. The handle is reopened, so that the
+            next read is not affected.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release the file; a later read opens it again."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exc: object) -> None: ...

@@ -1,0 +1,1 @@
+"""Trains what models/ defines."""
