@@ -58,7 +58,10 @@ class TissueOptions(Options):
         40_000.0, ge=0, description="smaller pieces of tissue are dropped, um2"
     )
     min_hole_um2: float = Field(
-        40_000.0, ge=0, description="smaller holes in tissue are filled, um2"
+        1_000_000.0,
+        ge=0,
+        description="smaller holes in tissue are filled, um2; lumens belong to tissue, "
+        "cysts and gaps beyond 1 mm2 do not",
     )
     min_patch_tissue: float = Field(
         0.05, ge=0, le=1, description="share of tissue that makes a patch count"
@@ -102,6 +105,13 @@ class SegmentOptions(Options):
     )
     overlap: float = Field(
         0.125, ge=0, le=0.5, description="share of a region's side shared with the next"
+    )
+    gpu_memory: ByteSize | None = Field(
+        None, description="memory that the nets may use on the GPU, e.g. 5GiB"
+    )
+    memory: ByteSize = Field(
+        "2GiB",  # type: ignore[assignment]  # parsed by validate_default
+        description="memory that the nets may use on the CPU, e.g. 2GiB",
     )
     device: str | None = Field(
         None, description="cpu, cuda or cuda:N; left out, cuda where there is one"
@@ -189,7 +199,10 @@ def _explain(name: str, error: ValidationError) -> str:
     for item in error.errors():
         where = ".".join(str(part) for part in item["loc"]) or name
         got = item.get("input")
-        if item["type"] == "extra_forbidden":
+        inner = item.get("ctx", {}).get("error")
+        if isinstance(inner, ConfigError):
+            lines.append(f"[{where}] {inner}")
+        elif item["type"] == "extra_forbidden":
             lines.append(f"unknown option {where!r}")
         else:
             lines.append(f"option {where!r}: got {got!r}, {item['msg'].lower()}")

@@ -83,6 +83,8 @@ class Box:
 
     def blocks(self, side_px: int) -> Iterator["Box"]:
         """Yield the cells of a `side_px` lattice (anchored at 0, 0) cut by the box."""
+        if not self.area_px:
+            return
         for y in range(self.y // side_px * side_px, self.bottom, side_px):
             for x in range(self.x // side_px * side_px, self.right, side_px):
                 yield self.intersect(Box(x, y, side_px, side_px))

@@ -37,14 +37,8 @@ def staged(path: Path) -> Iterator[Path]:
     ExportError
         If the folder cannot be written, or nothing was written.
     """
-    try:
-        staging = path.parent / STAGING
-        staging.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ExportError(
-            f"{path.parent}: cannot write there ({error.strerror}); "
-            "choose another output folder"
-        ) from error
+    staging = path.parent / STAGING
+    make_folder(staging)
     temporary = staging / f"{uuid.uuid4().hex[:12]}-{path.name}"
     try:
         yield temporary
@@ -78,6 +72,24 @@ def publish_json(path: Path, value: Any) -> None:  # Any: whatever orjson can wr
     """Write sorted, indented JSON, the same bytes for the same value."""
     options = orjson.OPT_SORT_KEYS | orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
     publish_bytes(path, orjson.dumps(value, option=options))
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, parents included; nothing happens where it is there.
+
+    Raises
+    ------
+    ExportError
+        If it cannot be made or written to.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ExportError(
+            f"{path}: cannot write there ({error.strerror}); choose another folder"
+        ) from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise ExportError(f"{path}: no permission to write; choose another folder")
 
 
 def remove(path: Path) -> None:

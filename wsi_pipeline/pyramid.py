@@ -26,6 +26,8 @@ LABEL_CHUNK_PX, LABEL_SHARD_PX = 1024, 4096
 SMALLEST_LEVEL_PX = 512
 # Every chunk is on disk, so a lost one raises instead of reading as the fill value.
 STRICT = {"write_empty_chunks": True, "read_missing_chunks": False}
+# What zarr and its codecs raise on a lost, cut or flipped chunk.
+_DAMAGE = (RuntimeError, ValueError, OSError, KeyError)
 _RGB = (("Red", "FF0000"), ("Green", "00FF00"), ("Blue", "0000FF"))
 
 
@@ -395,6 +397,17 @@ class MaskPyramid(Multiscale):
         return {int(v): int(totals[v]) for v in np.flatnonzero(totals)}
 
 
+def open_pyramid(path: Path | str) -> Pyramid:
+    """Open the image pyramid that `tile_slide` wrote.
+
+    Raises
+    ------
+    PyramidError
+        If the folder holds none.
+    """
+    return Pyramid(Path(path))
+
+
 def level_sizes(
     size_px: tuple[int, int], base_downsample: int
 ) -> list[tuple[int, int]]:
@@ -504,7 +517,5 @@ def _open_array(path: Path, mode: Any) -> Any:  # Any: zarr's literal type and i
 def _read(array: Any, box: Box, path: Path) -> NDArray[np.uint8]:
     try:
         return np.asarray(array[..., box.rows, box.columns])
-    except Exception as error:
-        if isinstance(error, (KeyboardInterrupt, MemoryError)):
-            raise
+    except _DAMAGE as error:
         raise PyramidError(f"{path}: damaged, {box} cannot be read: {error}") from error

@@ -1,0 +1,415 @@
+"""Takes many slides through the pipeline, each on its own: statuses and run.json."""
+
+import csv
+import logging
+import re
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from wsi_pipeline.config import RunConfig
+from wsi_pipeline.errors import ConfigError, WsiError
+from wsi_pipeline.models.cards import ModelFolder
+from wsi_pipeline.pipeline import final_key, model_facts, run_slide
+from wsi_pipeline.publishing import list_files, make_folder, publish_json
+from wsi_pipeline.readers.discovery import find_slides, slide_id
+from wsi_pipeline.readers.probe import Prober
+from wsi_pipeline.reporting import ClassArea, SlideRow, write_report
+from wsi_pipeline.results import NOTICE, Manifest, SlideFolder
+from wsi_pipeline.stages import Progress, SlideJob
+
+log = logging.getLogger(__name__)
+_SAMPLE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one file of a batch.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    manifest : Manifest
+        Status, reason, areas, times; on disk too unless the file was skipped.
+    reused : bool
+        Whether an earlier run's result was kept.
+    """
+
+    path: Path
+    manifest: Manifest
+    reused: bool = False
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """Outcomes of a batch, in order.
+
+    Parameters
+    ----------
+    outcomes : tuple of Outcome
+        One per file.
+    interrupted : bool
+        Whether the batch was stopped before its end.
+    """
+
+    outcomes: tuple[Outcome, ...]
+    interrupted: bool = False
+
+    def count(self, *statuses: str) -> int:
+        """How many slides ended with one of these statuses."""
+        return sum(o.manifest.status in statuses for o in self.outcomes)
+
+    @property
+    def exit_code(self) -> int:
+        """0 all done, 1 nothing done, 3 some slides failed or degraded."""
+        if self.count("done", "degraded") == 0:
+            return 1
+        return 3 if self.count("failed", "degraded") else 0
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """One JSON object per file."""
+        return [
+            {
+                "slide_id": o.manifest.slide_id,
+                "slide": o.path.name,
+                "status": o.manifest.status,
+                "reason": o.manifest.reason,
+                "reused": o.reused,
+                "seconds": o.manifest.seconds,
+            }
+            for o in self.outcomes
+        ]
+
+
+@dataclass(frozen=True)
+class BatchHooks:
+    """How a batch tells what it does; every hook may be left out.
+
+    Parameters
+    ----------
+    started : callable
+        Called with (number, files in all, file) as a slide starts.
+    stage : callable
+        Called with (stage, done, total) while a slide is worked on.
+    ended : callable
+        Called with the Outcome of each file.
+    """
+
+    started: Callable[[int, int, Path], None] | None = None
+    stage: Progress | None = None
+    ended: Callable[[Outcome], None] | None = None
+
+
+def run_batch(
+    slides: Sequence[Path],
+    out: Path,
+    model: ModelFolder,
+    config: RunConfig,
+    *,
+    retry: bool = False,
+    only: Sequence[str] = (),
+    hooks: BatchHooks | None = None,
+) -> BatchResult:
+    """Run the pipeline on slides, folders, globs or one samplesheet.
+
+    Parameters
+    ----------
+    slides : sequence of Path
+        Slides, folders (searched below), glob patterns, or one ``.csv`` samplesheet
+        with the columns ``sample,slide[,mpp,tissue,label]``.
+    out : Path
+        Results folder.
+    model : ModelFolder
+        The model.
+    config : RunConfig
+        Options of all acts.
+    retry : bool
+        Try failed slides again although nothing changed.
+    only : sequence of str
+        Samples of the samplesheet to run; run.json and the report, which are about
+        whole batches, are then left to `rewrite_report`.
+    hooks : BatchHooks, optional
+        Progress.
+
+    Returns
+    -------
+    BatchResult
+        One outcome per file; ``run.json``, ``slides.csv`` and ``report.html`` are
+        written, also when the batch is interrupted.
+
+    Raises
+    ------
+    ConfigError
+        If the samplesheet is wrong or two slides share an id.
+    SlideError
+        If a path does not exist.
+    ExportError
+        If `out` cannot be written.
+    KeyboardInterrupt
+        After the finished outcomes were written down.
+    """
+    hooks = hooks or BatchHooks()
+    entries = _pick(list(_entries(slides)), only)
+    make_folder(out)
+    started = datetime.now(UTC)
+    outcomes: list[Outcome] = []
+    interrupted = True
+    try:
+        with Prober() as prober:
+            for number, entry in enumerate(entries, 1):
+                if hooks.started:
+                    hooks.started(number, len(entries), entry.path)
+                worker = _Worker(out, model, config, retry, prober, hooks.stage)
+                outcomes.append(worker.outcome(entry))
+                if hooks.ended:
+                    hooks.ended(outcomes[-1])
+        interrupted = False
+    finally:
+        result = BatchResult(tuple(outcomes), interrupted)
+        if not only:
+            _write_run(out, result, model, config, started)
+    return result
+
+
+@dataclass(frozen=True)
+class _Entry:
+    path: Path
+    slide_id: str
+    skip: str = ""
+    mpp: float | None = None
+    tissue: Path | None = None
+
+
+@dataclass(frozen=True)
+class _Worker:
+    """Works on one entry at a time and never lets a slide's error out."""
+
+    out: Path
+    model: ModelFolder
+    config: RunConfig
+    retry: bool
+    prober: Prober
+    progress: Progress | None
+
+    def outcome(self, entry: _Entry) -> Outcome:
+        name = entry.path.name
+        if entry.skip:
+            manifest = Manifest(entry.slide_id, name, "", "skipped", entry.skip)
+            return Outcome(entry.path, manifest)
+        folder = SlideFolder(self.out / entry.slide_id)
+        job = SlideJob(entry.slide_id, entry.path, entry.mpp, entry.tissue)
+        key = ""
+        try:
+            key = final_key(job, self.model, self.config)
+            kept = self._finished(folder, key)
+            if kept:
+                return Outcome(entry.path, kept, reused=True)
+            mpp = self.config.mpp if job.mpp is None else job.mpp
+            source = "--mpp" if job.mpp is None else "samplesheet"
+            self.prober.probe(job.path, mpp=mpp, mpp_source=source)
+            manifest = run_slide(
+                job, self.out, self.model, self.config, progress=self.progress
+            )
+            return Outcome(entry.path, manifest)
+        except WsiError as error:
+            reason = str(error)
+        except Exception as error:  # one slide never takes the batch with it
+            reason = f"unexpected {type(error).__name__}: {error}"
+            log.debug("%s", traceback.format_exc())
+        manifest = Manifest(
+            entry.slide_id,
+            name,
+            key,
+            "failed",
+            _one_line(reason),
+            config=self.config.model_dump(mode="json"),
+            model=model_facts(self.model),
+        )
+        folder.prepare()
+        manifest.publish(folder)
+        return Outcome(entry.path, manifest)
+
+    def _finished(self, folder: SlideFolder, key: str) -> Manifest | None:
+        """The manifest of an earlier run, where it still holds for what is asked."""
+        manifest = Manifest.load(folder)
+        if manifest is None or manifest.key != key:
+            return None
+        if manifest.status == "failed":
+            return None if self.retry else manifest
+        there = {
+            path.relative_to(folder.path).as_posix(): path.stat().st_size
+            for path in list_files(folder.path)
+        }
+        whole = all(
+            there.get(name) == facts["size"] for name, facts in manifest.files.items()
+        )
+        return manifest if whole else None
+
+
+def _entries(slides: Sequence[Path]) -> Iterator[_Entry]:
+    """Every file of the batch once, with its id."""
+    if len(slides) == 1 and slides[0].suffix.lower() == ".csv" and slides[0].is_file():
+        entries = read_samplesheet(slides[0])
+    else:
+        entries = [
+            _Entry(c.path, slide_id(c), skip=c.reason if c.kind == "skip" else "")
+            for c in find_slides(slides)
+        ]
+    seen: dict[str, Path] = {}
+    for entry in entries:
+        # file systems that fold case would let two such slides share a folder
+        other = seen.setdefault(entry.slide_id.lower(), entry.path)
+        if other != entry.path:
+            raise ConfigError(
+                f"{entry.path} and {other} get the same id {entry.slide_id!r}; "
+                "rename one, or name both in a samplesheet"
+            )
+        yield entry
+
+
+def _pick(entries: list[_Entry], only: Sequence[str]) -> list[_Entry]:
+    if not only:
+        return entries
+    missing = set(only) - {entry.slide_id for entry in entries}
+    if missing:
+        raise ConfigError(f"--only: no sample {', '.join(sorted(missing))} in the sheet")
+    return [entry for entry in entries if entry.slide_id in only]
+
+
+def read_samplesheet(path: Path) -> list[_Entry]:
+    """Read ``sample,slide[,mpp,tissue,label]``; paths are relative to the sheet.
+
+    Raises
+    ------
+    ConfigError
+        If a column is missing or unknown, or a value is wrong; names the line.
+    """
+    known = {"sample", "slide", "mpp", "tissue", "label"}
+    with path.open(newline="", encoding="utf-8-sig") as stream:
+        reader = csv.DictReader(stream)
+        columns = set(reader.fieldnames or ())
+        if not {"sample", "slide"} <= columns or not columns <= known:
+            raise ConfigError(
+                f"{path}: columns are {sorted(columns)}, expected sample,slide and "
+                "optionally mpp,tissue,label"
+            )
+        rows = list(reader)
+    entries = []
+    for line, row in enumerate(rows, 2):
+        where = f"{path}, line {line}"
+        sample, slide = (row["sample"] or "").strip(), (row["slide"] or "").strip()
+        if not slide:
+            raise ConfigError(f"{where}: no slide")
+        if not _SAMPLE.fullmatch(sample):
+            raise ConfigError(
+                f"{where}: sample {sample!r}; expected letters, digits, '.', '_', '-', "
+                "not starting with '.'"
+            )
+        entries.append(
+            _Entry(
+                path.parent / slide,
+                sample,
+                mpp=_positive(row.get("mpp"), where),
+                tissue=path.parent / row["tissue"] if row.get("tissue") else None,
+            )
+        )
+    return entries
+
+
+def _positive(text: str | None, where: str) -> float | None:
+    if text is None or not text.strip():
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < float("inf"):
+        raise ConfigError(f"{where}: mpp is {text!r}, expected um/px above 0")
+    return value
+
+
+def _write_run(
+    out: Path,
+    result: BatchResult,
+    model: ModelFolder,
+    config: RunConfig,
+    started: datetime,
+) -> None:
+    rows = [_row(o.manifest, o.reused) for o in result.outcomes]
+    publish_json(
+        out / "run.json",
+        {
+            "version": version("wsi-pipeline"),
+            "notice": NOTICE,
+            "model": model_facts(model),
+            "config": config.model_dump(mode="json"),
+            "interrupted": result.interrupted,
+            "times": {
+                "started": started.isoformat(),
+                "ended": datetime.now(UTC).isoformat(),
+            },
+            "slides": result.to_json(),
+        },
+    )
+    write_report(out, rows, model_facts(model))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def rewrite_report(out: Path) -> Path:
+    """Write slides.csv and report.html anew from the manifests below a folder.
+
+    Returns
+    -------
+    Path
+        The report.
+
+    Raises
+    ------
+    ConfigError
+        If `out` holds no results of a run.
+    """
+    manifests = [
+        manifest
+        for path in sorted(out.glob("*/manifest.json"))
+        if (manifest := Manifest.load(SlideFolder(path.parent)))
+    ]
+    if not manifests:
+        raise ConfigError(f"{out}: no results of `wsi run` (no */manifest.json)")
+    write_report(out, [_row(m, reused=False) for m in manifests], manifests[-1].model)
+    return out / "report.html"
+
+
+def _row(manifest: Manifest, reused: bool) -> SlideRow:
+    """One row of the report."""
+    facts = manifest.facts
+    colours = {name: tuple(rgb) for name, rgb in manifest.model.get("classes", ())}
+    tile, stitch = facts.get("tile", {}), facts.get("stitch", {})
+    return SlideRow(
+        slide_id=manifest.slide_id,
+        slide=manifest.slide,
+        status=manifest.status,
+        reason=manifest.reason,
+        reused=reused,
+        tissue_mm2=facts.get("tissue", {}).get("tissue_mm2"),
+        areas=tuple(
+            ClassArea(name, colours[name], mm2)
+            for name, mm2 in stitch.get("area_mm2", {}).items()
+            if name in colours
+        ),
+        examined_share=(
+            stitch["share_in_detail"] + stitch["share_coarsely"] if stitch else None
+        ),
+        mpp=sum(tile["mpp"]) / 2 if tile else None,
+        mpp_source=tile.get("mpp_source", ""),
+        seconds=sum(manifest.seconds.values()) if manifest.seconds else None,
+        peak_memory_bytes=max(manifest.peak_bytes.values(), default=None),
+        warnings=tuple(tile.get("warnings", ())),
+    )

@@ -1,0 +1,563 @@
+"""The command `wsi`: parse, call, print, exit code; no logic of its own."""
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import orjson
+import typer
+
+from wsi_pipeline.config import RunConfig
+from wsi_pipeline.errors import ConfigError, UnknownNameError, WsiError
+
+if TYPE_CHECKING:
+    from wsi_pipeline.terminal import Terminal
+
+# the root of typer's usage errors, which it gives no public name
+_UsageProblem: type[typer.BadParameter] = typer.BadParameter.__mro__[2]
+
+app = typer.Typer(
+    name="wsi",
+    help="Gigapixel histology slides in; slide-level masks and QuPath GeoJSON out. "
+    "Research use only, not for diagnosis.",
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+train = typer.Typer(no_args_is_help=True, help="Train the nets of a model.")
+evaluate = typer.Typer(no_args_is_help=True, help="Compare results with the truth.")
+app.add_typer(train, name="train")
+app.add_typer(evaluate, name="evaluate")
+
+RUN, NETS, TILES, OUTPUT = "What to run", "Nets and memory", "Pyramid", "GeoJSON"
+Slides = Annotated[
+    list[Path],
+    typer.Argument(
+        help="Slides, folders, globs, or one samplesheet "
+        "(sample,slide[,mpp,tissue,label])."
+    ),
+]
+Folder = Annotated[
+    Path, typer.Argument(help="Folder of one slide's results, as `wsi tile` makes it.")
+]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Results folder.")]
+ModelName = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="Name of a shipped model, or a model's folder."),
+]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="TOML file with one table per act.")
+]
+Mpp = Annotated[
+    float | None,
+    typer.Option(help="um/px of level 0, where the slides do not state it."),
+]
+TargetMpp = Annotated[
+    str | None,
+    typer.Option(
+        help="um/px of the pyramid's base, or 'native'; else what the model needs.",
+        rich_help_panel=TILES,
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(help="Blocks tiled at once; 0 = one per CPU.", rich_help_panel=TILES),
+]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(
+        help="'threads', or 'processes' of a Dask cluster.", rich_help_panel=TILES
+    ),
+]
+TissueMask = Annotated[
+    Path | None,
+    typer.Option(help="Your own tissue mask, GeoJSON or PNG, for all slides named."),
+]
+GpuMemory = Annotated[
+    str | None,
+    typer.Option(help="GPU memory the nets may use, e.g. 5GiB.", rich_help_panel=NETS),
+]
+Memory = Annotated[
+    str | None,
+    typer.Option(help="On the CPU: memory the nets may use.", rich_help_panel=NETS),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(help="cpu, cuda or cuda:N; else the best.", rich_help_panel=NETS),
+]
+TopM = Annotated[
+    int | None,
+    typer.Option(
+        help="Patches to choose; else the model card's.", rich_help_panel=NETS
+    ),
+]
+Strategy = Annotated[
+    str | None,
+    typer.Option(help="'learned' or 'uniform' sampling.", rich_help_panel=NETS),
+]
+Coverage = Annotated[
+    str | None,
+    typer.Option(
+        help="'selected' regions only, or 'all' tissue (the rest of it coarsely).",
+        rich_help_panel=NETS,
+    ),
+]
+KeepPredictions = Annotated[
+    bool | None,
+    typer.Option("--keep-predictions", help="Keep the nets' raw output for stitching."),
+]
+Simplify = Annotated[
+    float | None,
+    typer.Option(
+        "--simplify-um",
+        help="Tolerance of outlines, um; 0 = pixel edges.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+Frame = Annotated[
+    str | None,
+    typer.Option(
+        help="'qupath' (crop to the scan's bounds) or 'level0'.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+Gzip = Annotated[
+    bool | None,
+    typer.Option("--gzip", help="Write .geojson.gz.", rich_help_panel=OUTPUT),
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print the outcome as JSON on standard output.")
+]
+Seed = Annotated[int, typer.Option(help="Seed; the same seed gives the same result.")]
+
+
+@app.callback(invoke_without_command=True)
+def _top(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.")
+    ] = False,
+) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        print(f"wsi {installed('wsi-pipeline')}: research use only, not for diagnosis")
+        raise typer.Exit
+
+
+@app.command()
+def info(slides: Slides, mpp: Mpp = None, as_json: Json = False) -> None:
+    """Say what slides are: size, levels, scale and where it came from."""
+    from wsi_pipeline.readers import open_slide
+    from wsi_pipeline.readers.discovery import find_slides
+    from wsi_pipeline.terminal import slide_facts
+
+    rows, failed = [], 0
+    for candidate in find_slides(slides):
+        if candidate.kind == "skip":
+            continue
+        try:
+            with open_slide(candidate.path, mpp=mpp) as slide:
+                rows.append(slide_facts(slide.info))
+        except WsiError as error:
+            failed += 1
+            rows.append({"slide": str(candidate.path), "error": str(error)})
+    if as_json:
+        _print_json(rows)
+    else:
+        for row in rows:
+            print("\n".join(f"{key:>12}  {value}" for key, value in row.items()), "\n")
+    if failed or not rows:
+        raise typer.Exit(1 if failed == len(rows) else 3)
+
+
+@app.command()
+def run(
+    slides: Slides,
+    out: Out,
+    model: ModelName = None,
+    config: ConfigFile = None,
+    mpp: Mpp = None,
+    tissue_mask: TissueMask = None,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Try failed slides again.")
+    ] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Run this sample of the sheet; `wsi report` gathers them."),
+    ] = None,
+    coverage: Coverage = None,
+    strategy: Strategy = None,
+    top_m: TopM = None,
+    gpu_memory: GpuMemory = None,
+    memory: Memory = None,
+    device: Device = None,
+    keep_predictions: KeepPredictions = None,
+    target_mpp: TargetMpp = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    simplify_um: Simplify = None,
+    frame: Frame = None,
+    gzip: Gzip = None,
+    as_json: Json = False,
+) -> None:
+    """Run the whole pipeline on slides, folders or a samplesheet.
+
+    Each slide is on its own: one that fails is listed with its cause and the others
+    go on. Finished slides are skipped on a rerun. Exit code 0: all done; 1: nothing
+    done; 2: wrong usage; 3: some slides failed or degraded; 130: interrupted.
+    """
+    settings = (
+        _config(config, model=model, mpp=mpp)
+        .updated("tissue", mask=tissue_mask)
+        .updated("select", top_m=top_m, gpu_memory=gpu_memory, memory=memory)
+        .updated("select", device=device)
+        .updated("segment", coverage=coverage, strategy=strategy, device=device)
+        .updated("segment", gpu_memory=gpu_memory, memory=memory)
+        .updated("stitch", keep_predictions=keep_predictions)
+        .updated("tile", target_mpp=_target(target_mpp), workers=workers)
+        .updated("tile", scheduler=scheduler)
+        .updated("export", simplify_um=simplify_um, frame=frame, gzip=gzip)
+    )
+    from wsi_pipeline.models.cards import find_model
+
+    folder = find_model(settings.model)
+    from wsi_pipeline.batch import BatchHooks, run_batch
+
+    with _terminal(quiet=as_json) as terminal:
+        hooks = BatchHooks(terminal.started, terminal.stage, terminal.ended)
+        result = run_batch(
+            slides, out, folder, settings, retry=retry, only=only or (), hooks=hooks
+        )
+    if as_json:
+        _print_json(result.to_json())
+    else:
+        terminal.summary(result, out)
+    raise typer.Exit(result.exit_code)
+
+
+@app.command()
+def tile(
+    slide: Annotated[Path, typer.Argument(help="The slide.")],
+    out: Out,
+    model: ModelName = None,
+    config: ConfigFile = None,
+    mpp: Mpp = None,
+    target_mpp: TargetMpp = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+) -> None:
+    """Stream a slide into an OME-Zarr pyramid: OUT/<slide id>/slide.ome.zarr."""
+    settings = _config(config, model=model, mpp=mpp).updated(
+        "tile", target_mpp=_target(target_mpp), workers=workers, scheduler=scheduler
+    )
+    from wsi_pipeline.models.cards import find_model
+    from wsi_pipeline.readers.discovery import find_slides, slide_id
+    from wsi_pipeline.results import SlideFolder
+    from wsi_pipeline.stages import SlideJob, SlideRun
+
+    found = find_slides([slide])
+    if len(found) != 1 or found[0].kind == "skip":
+        reason = found[0].reason if len(found) == 1 else f"{len(found)} files"
+        raise ConfigError(f"{slide}: one slide expected, got {reason}")
+    job = SlideJob(slide_id(found[0]), found[0].path)
+    _stage(
+        "tile",
+        SlideRun(
+            SlideFolder(out / job.slide_id),
+            settings,
+            find_model(settings.model) if settings.model else None,
+            job,
+        ),
+    )
+
+
+@app.command()
+def tissue(
+    folder: Folder,
+    model: ModelName = None,
+    config: ConfigFile = None,
+    tissue_mask: TissueMask = None,
+) -> None:
+    """Find the tissue and lay the grid of patches."""
+    settings = _config(config, model=model).updated("tissue", mask=tissue_mask)
+    _stage("tissue", _slide_run(folder, settings))
+
+
+@app.command()
+def select(
+    folder: Folder,
+    model: ModelName = None,
+    config: ConfigFile = None,
+    top_m: TopM = None,
+    gpu_memory: GpuMemory = None,
+    memory: Memory = None,
+    device: Device = None,
+) -> None:
+    """Score all patches with the IPS transformer and choose the top M."""
+    settings = _config(config, model=model).updated(
+        "select", top_m=top_m, gpu_memory=gpu_memory, memory=memory, device=device
+    )
+    _stage("select", _slide_run(folder, settings))
+
+
+@app.command()
+def segment(
+    folder: Folder,
+    model: ModelName = None,
+    config: ConfigFile = None,
+    coverage: Coverage = None,
+    strategy: Strategy = None,
+    gpu_memory: GpuMemory = None,
+    memory: Memory = None,
+    device: Device = None,
+) -> None:
+    """Segment the regions around chosen patches through the deformed downsampler."""
+    settings = (
+        _config(config, model=model)
+        .updated("segment", coverage=coverage, strategy=strategy, device=device)
+        .updated("segment", gpu_memory=gpu_memory, memory=memory)
+    )
+    _stage("segment", _slide_run(folder, settings))
+
+
+@app.command()
+def stitch(
+    folder: Folder,
+    model: ModelName = None,
+    config: ConfigFile = None,
+    keep_predictions: KeepPredictions = None,
+) -> None:
+    """Stitch the regions into a slide-level mask and its coverage label."""
+    settings = _config(config, model=model).updated(
+        "stitch", keep_predictions=keep_predictions
+    )
+    _stage("stitch", _slide_run(folder, settings))
+
+
+@app.command()
+def export(
+    folder: Folder,
+    model: ModelName = None,
+    config: ConfigFile = None,
+    simplify_um: Simplify = None,
+    frame: Frame = None,
+    gzip: Gzip = None,
+) -> None:
+    """Write the mask as GeoJSON that QuPath opens, and the manifest."""
+    settings = _config(config, model=model).updated(
+        "export", simplify_um=simplify_um, frame=frame, gzip=gzip
+    )
+    slide_run = _slide_run(folder, settings)
+    _stage("export", slide_run)
+    from wsi_pipeline.pipeline import publish_manifest
+
+    publish_manifest(slide_run)
+
+
+@train.command("select")
+def train_selector(
+    dataset: Annotated[str, typer.Argument(help="'synthetic' or 'glas'.")],
+    out: Out,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of labelled images (WSI_DATA).")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Training steps.")] = 1000,
+    seed: Seed = 0,
+    device: Device = None,
+) -> None:
+    """Train a selector from slide-level labels."""
+    from wsi_pipeline.training.select import train_select
+
+    with _terminal() as terminal:
+        tick = terminal.ticker("train select")
+        card = train_select(
+            dataset, out, data_dir=data, steps=steps, seed=seed, device=device,
+            progress=tick,
+        )  # fmt: skip
+    _print_json(card.metrics)
+
+
+@train.command("segment")
+def train_segmenter(
+    dataset: Annotated[str, typer.Argument(help="'synthetic' or 'glas'.")],
+    out: Out,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of labelled images (WSI_DATA).")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Training steps of each arm.")] = 1000,
+    seed: Seed = 0,
+    device: Device = None,
+) -> None:
+    """Train a segmenter with its deformed downsampler, and the uniform arm beside."""
+    from wsi_pipeline.training.segment import train_segment
+
+    with _terminal() as terminal:
+        tick = terminal.ticker("train segment")
+        card = train_segment(
+            dataset, out, data_dir=data, steps=steps, seed=seed, device=device,
+            progress=tick,
+        )  # fmt: skip
+    _print_json(card.metrics)
+
+
+@evaluate.command("masks")
+def evaluate_masks_verb(
+    predicted: Annotated[Path, typer.Argument(help="OME-Zarr label: the prediction.")],
+    truth: Annotated[Path, typer.Argument(help="OME-Zarr label: the truth.")],
+) -> None:
+    """Compare a predicted mask with the true one: IoU and Dice per class."""
+    from wsi_pipeline.evaluation import evaluate_masks
+    from wsi_pipeline.pyramid import MaskPyramid
+
+    _print_json(evaluate_masks(MaskPyramid(predicted), MaskPyramid(truth)).to_json())
+
+
+@app.command()
+def synth(
+    out: Annotated[Path, typer.Argument(help="Slide to write, .tif or .tiff.")],
+    megapixels: Annotated[
+        float, typer.Option(min=0.1, max=30_000, help="Size of level 0.")
+    ] = 8.0,
+    mpp: Annotated[float, typer.Option(help="um/px of level 0.")] = 0.5,
+    kind: Annotated[str, typer.Option(help="'strip' or 'section'.")] = "strip",
+    lesions: Annotated[
+        str, typer.Option(help="'random', 'none', or 'one' small lesion.")
+    ] = "random",
+    artefacts: Annotated[bool, typer.Option(help="Pen marks, folds, dust.")] = True,
+    seed: Seed = 0,
+    workers: Annotated[int, typer.Option(help="0 = one per CPU.")] = 0,
+) -> None:
+    """Write a synthetic prostate slide whose truth is known to the pixel."""
+    from wsi_pipeline.demo import write_truthful_slide
+
+    with _terminal() as terminal:
+        paths = write_truthful_slide(
+            out,
+            seed=seed,
+            megapixels=megapixels,
+            mpp=mpp,
+            kind=kind,
+            lesions=lesions,
+            artefacts=artefacts,
+            workers=workers,
+            progress=terminal.ticker("synth"),
+        )
+    for path in paths:
+        print(path)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Argument(help="Folder for slide and results.")] = Path(
+        "demo"
+    ),
+    seed: Seed = 7,
+) -> None:
+    """Make a slide with known truth, run the pipeline on it, compare."""
+    from wsi_pipeline.demo import run_demo
+
+    with _terminal() as terminal:
+        outcome = run_demo(out, seed=seed, progress=terminal.stage)
+    print(outcome.text())
+
+
+@app.command()
+def report(
+    out: Annotated[Path, typer.Argument(help="Results folder of `wsi run`.")],
+) -> None:
+    """Write slides.csv and report.html anew from the manifests."""
+    from wsi_pipeline.batch import rewrite_report
+
+    print(rewrite_report(out))
+
+
+@app.command("check-geojson")
+def check_geojson_verb(
+    files: Annotated[list[Path], typer.Argument(help="GeoJSON files.")],
+) -> None:
+    """Say what QuPath would refuse in GeoJSON files."""
+    from wsi_pipeline.annotations.geojson import check_geojson
+
+    bad = 0
+    for file in files:
+        findings = check_geojson(file)
+        bad += bool(findings)
+        for finding in findings:
+            print(f"{file}: {finding}")
+        if not findings:
+            print(f"{file}: fine")
+    raise typer.Exit(1 if bad else 0)
+
+
+def main() -> None:
+    """Entry point: errors become one line on standard error and an exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code = app(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except _UsageProblem as error:
+        _fail(f"{error.format_message()} (`wsi --help` or `wsi VERB --help`)", 2)
+    except (ConfigError, UnknownNameError) as error:
+        _fail(str(error), 2)
+    except WsiError as error:
+        _fail(str(error), 1)
+    except KeyboardInterrupt:
+        _fail("interrupted; what is finished is kept, run again to go on", 130)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"wsi: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _terminate(*_: object) -> None:
+    print("wsi: terminated; what is finished is kept", file=sys.stderr)
+    sys.exit(143)
+
+
+def _config(
+    path: Path | None, model: str | None = None, mpp: float | None = None
+) -> RunConfig:
+    config = RunConfig.from_toml(path) if path else RunConfig()
+    return config.updated(None, model=model, mpp=mpp)
+
+
+def _target(text: str | None) -> float | str | None:
+    try:
+        return float(text) if text not in (None, "native") else text
+    except ValueError:
+        return text
+
+
+def _slide_run(folder: Path, config: RunConfig) -> Any:  # Any: loads nothing heavy here
+    from wsi_pipeline.models.cards import find_model
+    from wsi_pipeline.results import SlideFolder
+    from wsi_pipeline.stages import SlideRun
+
+    return SlideRun(SlideFolder(folder), config, find_model(config.model))
+
+
+def _stage(verb: str, slide_run: Any) -> None:  # Any: see _slide_run
+    from dataclasses import replace
+
+    from wsi_pipeline.pipeline import run_stage
+
+    with _terminal() as terminal:
+        record = run_stage(verb, replace(slide_run, progress=terminal.stage))
+    for name in record.outputs:
+        print(slide_run.folder.path / name)
+
+
+@contextmanager
+def _terminal(quiet: bool = False) -> Iterator["Terminal"]:
+    from wsi_pipeline.terminal import Terminal
+
+    with Terminal(quiet=quiet) as terminal:
+        yield terminal
+
+
+def _print_json(value: Any) -> None:  # Any: whatever orjson can write
+    print(orjson.dumps(value, option=orjson.OPT_INDENT_2, default=str).decode())

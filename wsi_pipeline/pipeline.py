@@ -1,0 +1,247 @@
+"""Takes one slide through the six acts; the only room that knows their order."""
+
+import hashlib
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from wsi_pipeline import stages
+from wsi_pipeline.config import Options, RunConfig
+from wsi_pipeline.errors import ConfigError, RegionError
+from wsi_pipeline.models.cards import ModelFolder
+from wsi_pipeline.process import peak_resident_bytes, reset_peak
+from wsi_pipeline.publishing import sha256_file
+from wsi_pipeline.results import (
+    Manifest,
+    SlideFolder,
+    StageRecord,
+    Status,
+    checksums,
+)
+from wsi_pipeline.stages import Progress, SlideJob, SlideRun
+
+STAGES = ("tile", "tissue", "select", "segment", "stitch", "export")
+_ACTS = {
+    "tile": stages.publish_tile,
+    "tissue": stages.publish_tissue,
+    "select": stages.publish_select,
+    "segment": stages.publish_segment,
+    "stitch": stages.publish_stitch,
+    "export": stages.publish_export,
+}
+# Options that change speed and memory but not results.
+_FREE = {"workers", "scheduler", "gpu_memory", "memory", "device"}
+_COARSE_FACTOR = 1.25  # a slide this much coarser than its model is judged "degraded"
+
+
+def run_slide(
+    job: SlideJob,
+    out: Path,
+    model: ModelFolder,
+    config: RunConfig,
+    *,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Run all stages on one slide; stages already published for this input are reused.
+
+    Parameters
+    ----------
+    job : SlideJob
+        The slide.
+    out : Path
+        Results folder; the slide's own is ``out / job.slide_id``.
+    model : ModelFolder
+        The model.
+    config : RunConfig
+        Options of all acts.
+    progress : callable, optional
+        Called with (stage, done, total).
+
+    Returns
+    -------
+    Manifest
+        As published in ``manifest.json``.
+
+    Raises
+    ------
+    WsiError
+        Whatever an act raises; no manifest is written then.
+    """
+    folder = SlideFolder(out / job.slide_id)
+    run = SlideRun(folder, config_of(job, config), model, job, progress)
+    for verb in STAGES:
+        run_stage(verb, run)
+    return publish_manifest(run)
+
+
+def publish_manifest(run: SlideRun) -> Manifest:
+    """Gather the records of all stages into manifest.json: the slide is finished.
+
+    Raises
+    ------
+    RegionError
+        If a stage has not been published.
+    """
+    model = run.need_model()
+    records = {verb: _require(run, verb) for verb in STAGES}
+    status, reason = _judge(records, model)
+    manifest = Manifest(
+        run.folder.slide_id,
+        records["tile"].facts["name"],
+        records["export"].key,
+        status,
+        reason,
+        facts={verb: r.facts for verb, r in records.items()},
+        config=run.config.model_dump(mode="json"),
+        model=model_facts(model),
+        seconds={verb: r.seconds for verb, r in records.items()},
+        peak_bytes={verb: r.peak_bytes for verb, r in records.items()},
+        files=checksums(run.folder),
+    )
+    manifest.publish(run.folder)
+    return manifest
+
+
+def config_of(job: SlideJob, config: RunConfig) -> RunConfig:
+    """The config with what the samplesheet says about this slide."""
+    if job.tissue is not None:
+        config = config.updated("tissue", mask=job.tissue)
+    return config
+
+
+def run_stage(verb: str, run: SlideRun) -> StageRecord:
+    """Run one stage, or return its record where it is already published.
+
+    Raises
+    ------
+    RegionError
+        If the stage before it has not been published.
+    """
+    if verb != STAGES[0]:
+        before = STAGES[STAGES.index(verb) - 1]
+        upstream = _require(run, before).key
+    elif run.job is None:
+        raise ConfigError("tiling needs a slide")
+    else:
+        upstream = fingerprint(run.job, run.config)
+    key = stage_key(verb, upstream, run.config, run.model)
+    record = run.folder.record(verb)
+    if record and record.key == key and _is_published(run, record):
+        return record
+    run.folder.prepare()
+    reset_peak()
+    start = time.perf_counter()
+    outputs, facts = _ACTS[verb](run)
+    record = StageRecord(
+        verb,
+        key,
+        _options(verb, run.config).model_dump(mode="json"),
+        tuple(path.relative_to(run.folder.path).as_posix() for path in outputs),
+        facts,
+        round(time.perf_counter() - start, 3),
+        peak_resident_bytes(),
+    )
+    run.folder.publish_record(record)
+    return record
+
+
+def _require(run: SlideRun, verb: str) -> StageRecord:
+    record = run.folder.record(verb)
+    if record is None or not _is_published(run, record):
+        raise RegionError(
+            f"{run.folder.path}: no results of {verb!r}; run `wsi {verb}` on it"
+        )
+    return record
+
+
+def _is_published(run: SlideRun, record: StageRecord) -> bool:
+    """Whether a stage's outputs are there, or were dropped once they had served."""
+    if run.folder.holds(record):
+        return True
+    if record.verb != "segment":
+        return False
+    stitched = run.folder.record("stitch")
+    key = stage_key("stitch", record.key, run.config, run.model)
+    return stitched is not None and stitched.key == key and run.folder.holds(stitched)
+
+
+def final_key(job: SlideJob, model: ModelFolder, config: RunConfig) -> str:
+    """Key that the manifest of a finished slide must hold to be used again."""
+    config = config_of(job, config)
+    key = fingerprint(job, config)
+    for verb in STAGES:
+        key = stage_key(verb, key, config, model)
+    return key
+
+
+def fingerprint(job: SlideJob, config: RunConfig) -> str:
+    """sha256 over the slide's file (and its side folder, as MIRAX has) and its scale."""
+    side = job.path.with_suffix("")
+    files = [job.path, *(sorted(side.rglob("*")) if side.is_dir() else ())]
+    parts = [sha256_file(path) for path in files if path.is_file()]
+    return _digest([*parts, job.mpp if job.mpp is not None else config.mpp])
+
+
+def stage_key(
+    verb: str, upstream: str, config: RunConfig, model: ModelFolder | None
+) -> str:
+    """sha256 over all that decides a stage's outputs."""
+    options = _options(verb, config).model_dump(mode="json")
+    parts: list[Any] = [verb, version("wsi-pipeline"), upstream]
+    parts.append({k: v for k, v in options.items() if k not in _FREE})
+    if model:
+        card = model.card
+        parts.append(
+            {
+                "tile": card.finest_mpp,
+                "tissue": [card.selector.mpp, card.selector.patch_px],
+                "select": card.selector.sha256,
+                "segment": card.segmenter.sha256,
+            }.get(verb, [card.name, card.version])
+        )
+    if verb == "tissue" and config.tissue.mask is not None:
+        parts.append(sha256_file(config.tissue.mask))
+    return _digest(parts)
+
+
+def model_facts(model: ModelFolder) -> dict[str, Any]:
+    """What manifests and reports say of a model (JSON values)."""
+    card = model.card
+    return {
+        "name": card.name,
+        "version": card.version,
+        "summary": card.summary,
+        "limits": card.limits,
+        "licence": card.licence,
+        "classes": [[c.name, list(c.rgb)] for c in card.classes],
+        "selector_sha256": card.selector.sha256,
+        "segmenter_sha256": card.segmenter.sha256,
+    }
+
+
+def _judge(
+    records: dict[str, StageRecord], model: ModelFolder
+) -> tuple[Status, str]:
+    """Status of a slide whose stages all ended, and why in a sentence."""
+    if records["tissue"].facts["tissue_mm2"] == 0:
+        return "done", "no tissue found on the slide"
+    finest = min(records["tile"].facts["mpp"])
+    if finest > model.card.finest_mpp * _COARSE_FACTOR:
+        return "degraded", (
+            f"the slide has {finest:.3g} um/px, coarser than the "
+            f"{model.card.finest_mpp:.3g} um/px that {model.card.name} was trained at"
+        )
+    return "done", ""
+
+
+def _options(verb: str, config: RunConfig) -> Options:
+    options: Options = getattr(config, verb)
+    return options
+
+
+def _digest(parts: Any) -> str:  # Any: whatever orjson can write
+    data = orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)
+    return hashlib.sha256(data).hexdigest()

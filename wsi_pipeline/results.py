@@ -1,0 +1,169 @@
+"""The folder of one slide's results: names, stage records, manifest."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import orjson
+
+from wsi_pipeline.publishing import list_files, make_folder, publish_json, sha256_file
+
+Status = Literal["done", "degraded", "failed", "skipped"]
+NOTICE = "Research use only, not for diagnosis."
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """What one stage published.
+
+    Parameters
+    ----------
+    verb : str
+        "tile", "tissue", "select", "segment", "stitch" or "export".
+    key : str
+        sha256 over the inputs' keys, the options and the weights that decide the
+        outputs.
+    options : mapping
+        The act's options, resolved.
+    outputs : tuple of str
+        Paths relative to the slide's folder.
+    facts : mapping
+        What was found and measured, JSON values only.
+    seconds : float
+        Wall time.
+    peak_bytes : int
+        Peak resident memory of the process during the stage.
+    """
+
+    verb: str
+    key: str
+    options: Mapping[str, Any]
+    outputs: tuple[str, ...]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    peak_bytes: int = 0
+
+
+class SlideFolder:
+    """Where a slide's results lie; only names, nothing is opened.
+
+    Parameters
+    ----------
+    path : Path
+        ``<results>/<slide_id>``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.pyramid = path / "slide.ome.zarr"
+        self.tissue = path / "tissue.png"
+        self.patches = path / "patches.parquet"
+        self.selection = path / "selection.parquet"
+        self.predictions = path / "predictions.zarr"
+        self.thumbnail = path / "thumbnail.png"
+        self.attention = path / "attention.png"
+        self.overlay = path / "overlay.png"
+        self.manifest = path / "manifest.json"
+
+    @property
+    def slide_id(self) -> str:
+        """The folder's name."""
+        return self.path.name
+
+    def prepare(self) -> None:
+        """Make the folder.
+
+        Raises
+        ------
+        ExportError
+            If it cannot be written.
+        """
+        make_folder(self.path)
+
+    def label(self, name: str) -> Path:
+        """Folder of a label image."""
+        return self.pyramid / "labels" / name
+
+    def record(self, verb: str) -> StageRecord | None:
+        """The record of a stage, or None where it has not been published."""
+        file = self.path / "stages" / f"{verb}.json"
+        try:
+            data = orjson.loads(file.read_bytes())
+            return StageRecord(**(data | {"outputs": tuple(data["outputs"])}))
+        except (OSError, orjson.JSONDecodeError, TypeError, KeyError):
+            return None
+
+    def holds(self, record: StageRecord) -> bool:
+        """Whether everything that a stage published is there."""
+        return all((self.path / name).exists() for name in record.outputs)
+
+    def publish_record(self, record: StageRecord) -> None:
+        """Write a stage's record: the stage counts as published from here on."""
+        publish_json(self.path / "stages" / f"{record.verb}.json", asdict(record))
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What became of a slide, and every file that belongs to it.
+
+    Parameters
+    ----------
+    slide_id, slide : str
+        Id and file name.
+    key : str
+        Key of the last stage: equal keys mean equal input, config, model and version.
+    status : str
+        "done", "degraded", "failed" or "skipped".
+    reason : str
+        Why, in a sentence; empty for a plain "done".
+    facts : mapping
+        By stage: what was found.
+    config : mapping
+        The resolved config.
+    model : mapping
+        Name, version and sha256 of the weights.
+    seconds, peak_bytes : mapping
+        By stage.
+    files : mapping
+        Relative path to ``{"size": bytes, "sha256": hex}``.
+    """
+
+    slide_id: str
+    slide: str
+    key: str
+    status: Status
+    reason: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    model: Mapping[str, Any] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    peak_bytes: Mapping[str, int] = field(default_factory=dict)
+    files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    version: str = version("wsi-pipeline")
+    notice: str = NOTICE
+
+    def publish(self, folder: SlideFolder) -> None:
+        """Write ``manifest.json``; done last, it makes the slide count as finished."""
+        publish_json(folder.manifest, asdict(self))
+
+    @classmethod
+    def load(cls, folder: SlideFolder) -> Self | None:
+        """Read ``manifest.json``; None where there is none that can be read."""
+        try:
+            return cls(**orjson.loads(folder.manifest.read_bytes()))
+        except (OSError, orjson.JSONDecodeError, TypeError):
+            return None
+
+
+def checksums(folder: SlideFolder) -> dict[str, dict[str, Any]]:
+    """Size and sha256 of every file of a slide's results but the manifest."""
+    return {
+        path.relative_to(folder.path).as_posix(): {
+            "size": path.stat().st_size,
+            "sha256": sha256_file(path),
+        }
+        for path in list_files(folder.path)
+        if path != folder.manifest
+    }
