@@ -38,7 +38,10 @@ def test_folders_replace_folders(tmp_path):
 
 
 def test_writing_nothing_is_an_error(tmp_path):
-    with pytest.raises(ExportError, match="nothing was written"), staged(tmp_path / "a"):
+    with (
+        pytest.raises(ExportError, match="nothing was written"),
+        staged(tmp_path / "a"),
+    ):
         pass
 
 

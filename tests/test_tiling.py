@@ -88,7 +88,9 @@ def test_bytes_do_not_depend_on_scheduler_or_workers(tmp_path):
 def test_ome_zarr_models_accepts_the_pyramid(tmp_path):
     pyramid = tile_slide(NumberSlide.of(1500, 800), tmp_path / "a.zarr", SMALL)
     image = Image.from_zarr(zarr.open_group(pyramid.path, mode="r"))
-    assert [axis.name for axis in image.attributes.ome.multiscales[0].axes] == list("cyx")
+    assert [axis.name for axis in image.attributes.ome.multiscales[0].axes] == list(
+        "cyx"
+    )
     axis = image.attributes.ome.multiscales[0].axes[1]
     assert axis.unit == "micrometer"
     assert [c["label"] for c in image.attributes.ome.omero["channels"]] == [
@@ -152,7 +154,8 @@ def test_read_at_a_scale_resamples_and_pads_with_white(tmp_path):
     assert open_pyramid(pyramid.path).scale == pyramid.scale
     native = pyramid.read(Box(100, 200, 64, 32), 0.5)
     np.testing.assert_array_equal(
-        native.transpose(1, 2, 0), NumberSlide.of(1000, 1000).read(Box(100, 200, 64, 32))
+        native.transpose(1, 2, 0),
+        NumberSlide.of(1000, 1000).read(Box(100, 200, 64, 32)),
     )
     assert pyramid.read(Box(0, 0, 159, 159), 0.62, (128, 128)).shape == (3, 128, 128)
     assert (pyramid.read(Box(2000, 2000, 64, 64), 1.0) == 255).all()

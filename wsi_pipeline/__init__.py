@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from wsi_pipeline.batch import run_batch as run_batch
     from wsi_pipeline.config import RunConfig as RunConfig
+    from wsi_pipeline.demo import run_demo as run_demo
     from wsi_pipeline.errors import WsiError as WsiError
     from wsi_pipeline.exporters import export_masks as export_masks
     from wsi_pipeline.models.cards import find_model as find_model
@@ -33,11 +34,12 @@ _FACE = {
     "export_masks": "exporters",
     "run_slide": "pipeline",
     "run_batch": "batch",
+    "run_demo": "demo",
     "RunConfig": "config",
     "WsiError": "errors",
 }
 
-__all__ = sorted(_FACE)  # noqa: PLE0605  # the table is the one list of names
+__all__ = sorted(_FACE)
 
 
 def __getattr__(name: str) -> Any:  # Any: whatever the face names (PEP 562)

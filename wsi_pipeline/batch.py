@@ -1,10 +1,8 @@
 """Takes many slides through the pipeline, each on its own: statuses and run.json."""
 
-import csv
 import logging
-import re
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -16,14 +14,13 @@ from wsi_pipeline.errors import ConfigError, WsiError
 from wsi_pipeline.models.cards import ModelFolder
 from wsi_pipeline.pipeline import final_key, model_facts, run_slide
 from wsi_pipeline.publishing import list_files, make_folder, publish_json
-from wsi_pipeline.readers.discovery import find_slides, slide_id
 from wsi_pipeline.readers.probe import Prober
-from wsi_pipeline.reporting import ClassArea, SlideRow, write_report
+from wsi_pipeline.reporting import ClassArea, RunFacts, SlideRow, write_report
 from wsi_pipeline.results import NOTICE, Manifest, SlideFolder
+from wsi_pipeline.samplesheet import Entry, list_entries, pick_samples
 from wsi_pipeline.stages import Progress, SlideJob
 
 log = logging.getLogger(__name__)
-_SAMPLE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True)
@@ -154,7 +151,7 @@ def run_batch(
         After the finished outcomes were written down.
     """
     hooks = hooks or BatchHooks()
-    entries = _pick(list(_entries(slides)), only)
+    entries = pick_samples(list(list_entries(slides)), only)
     make_folder(out)
     started = datetime.now(UTC)
     outcomes: list[Outcome] = []
@@ -177,15 +174,6 @@ def run_batch(
 
 
 @dataclass(frozen=True)
-class _Entry:
-    path: Path
-    slide_id: str
-    skip: str = ""
-    mpp: float | None = None
-    tissue: Path | None = None
-
-
-@dataclass(frozen=True)
 class _Worker:
     """Works on one entry at a time and never lets a slide's error out."""
 
@@ -196,7 +184,7 @@ class _Worker:
     prober: Prober
     progress: Progress | None
 
-    def outcome(self, entry: _Entry) -> Outcome:
+    def outcome(self, entry: Entry) -> Outcome:
         name = entry.path.name
         if entry.skip:
             manifest = Manifest(entry.slide_id, name, "", "skipped", entry.skip)
@@ -251,88 +239,6 @@ class _Worker:
         return manifest if whole else None
 
 
-def _entries(slides: Sequence[Path]) -> Iterator[_Entry]:
-    """Every file of the batch once, with its id."""
-    if len(slides) == 1 and slides[0].suffix.lower() == ".csv" and slides[0].is_file():
-        entries = read_samplesheet(slides[0])
-    else:
-        entries = [
-            _Entry(c.path, slide_id(c), skip=c.reason if c.kind == "skip" else "")
-            for c in find_slides(slides)
-        ]
-    seen: dict[str, Path] = {}
-    for entry in entries:
-        # file systems that fold case would let two such slides share a folder
-        other = seen.setdefault(entry.slide_id.lower(), entry.path)
-        if other != entry.path:
-            raise ConfigError(
-                f"{entry.path} and {other} get the same id {entry.slide_id!r}; "
-                "rename one, or name both in a samplesheet"
-            )
-        yield entry
-
-
-def _pick(entries: list[_Entry], only: Sequence[str]) -> list[_Entry]:
-    if not only:
-        return entries
-    missing = set(only) - {entry.slide_id for entry in entries}
-    if missing:
-        raise ConfigError(f"--only: no sample {', '.join(sorted(missing))} in the sheet")
-    return [entry for entry in entries if entry.slide_id in only]
-
-
-def read_samplesheet(path: Path) -> list[_Entry]:
-    """Read ``sample,slide[,mpp,tissue,label]``; paths are relative to the sheet.
-
-    Raises
-    ------
-    ConfigError
-        If a column is missing or unknown, or a value is wrong; names the line.
-    """
-    known = {"sample", "slide", "mpp", "tissue", "label"}
-    with path.open(newline="", encoding="utf-8-sig") as stream:
-        reader = csv.DictReader(stream)
-        columns = set(reader.fieldnames or ())
-        if not {"sample", "slide"} <= columns or not columns <= known:
-            raise ConfigError(
-                f"{path}: columns are {sorted(columns)}, expected sample,slide and "
-                "optionally mpp,tissue,label"
-            )
-        rows = list(reader)
-    entries = []
-    for line, row in enumerate(rows, 2):
-        where = f"{path}, line {line}"
-        sample, slide = (row["sample"] or "").strip(), (row["slide"] or "").strip()
-        if not slide:
-            raise ConfigError(f"{where}: no slide")
-        if not _SAMPLE.fullmatch(sample):
-            raise ConfigError(
-                f"{where}: sample {sample!r}; expected letters, digits, '.', '_', '-', "
-                "not starting with '.'"
-            )
-        entries.append(
-            _Entry(
-                path.parent / slide,
-                sample,
-                mpp=_positive(row.get("mpp"), where),
-                tissue=path.parent / row["tissue"] if row.get("tissue") else None,
-            )
-        )
-    return entries
-
-
-def _positive(text: str | None, where: str) -> float | None:
-    if text is None or not text.strip():
-        return None
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < float("inf"):
-        raise ConfigError(f"{where}: mpp is {text!r}, expected um/px above 0")
-    return value
-
-
 def _write_run(
     out: Path,
     result: BatchResult,
@@ -340,7 +246,8 @@ def _write_run(
     config: RunConfig,
     started: datetime,
 ) -> None:
-    rows = [_row(o.manifest, o.reused) for o in result.outcomes]
+    rows = [_row(out, o.manifest, reused=o.reused) for o in result.outcomes]
+    ended = datetime.now(UTC)
     publish_json(
         out / "run.json",
         {
@@ -351,12 +258,14 @@ def _write_run(
             "interrupted": result.interrupted,
             "times": {
                 "started": started.isoformat(),
-                "ended": datetime.now(UTC).isoformat(),
+                "ended": ended.isoformat(),
             },
             "slides": result.to_json(),
         },
     )
-    write_report(out, rows, model_facts(model))
+    seconds = (ended - started).total_seconds()
+    shown = started.strftime("%Y-%m-%d %H:%M UTC")
+    write_report(out, rows, _run_facts(model_facts(model), shown, seconds))
 
 
 def _one_line(text: str) -> str:
@@ -383,12 +292,29 @@ def rewrite_report(out: Path) -> Path:
     ]
     if not manifests:
         raise ConfigError(f"{out}: no results of `wsi run` (no */manifest.json)")
-    write_report(out, [_row(m, reused=False) for m in manifests], manifests[-1].model)
+    rows = [_row(out, m, reused=False) for m in manifests]
+    seconds = sum(sum(m.seconds.values()) for m in manifests)
+    write_report(out, rows, _run_facts(manifests[-1].model, "", seconds))
     return out / "report.html"
 
 
-def _row(manifest: Manifest, reused: bool) -> SlideRow:
+def _run_facts(model: Mapping[str, Any], started: str, seconds: float) -> RunFacts:
+    limits = f"{model['licence']}. {model['limits']}"
+    return RunFacts(
+        f"{model['name']} {model['version']}",
+        model["summary"],
+        limits,
+        version("wsi-pipeline"),
+        started,
+        seconds,
+    )
+
+
+def _row(out: Path, manifest: Manifest, *, reused: bool) -> SlideRow:
     """One row of the report."""
+    folder = SlideFolder(out / manifest.slide_id)
+    pictures = (folder.thumbnail, folder.overlay, folder.attention)
+    geojson = manifest.facts.get("export", {}).get("path")
     facts = manifest.facts
     colours = {name: tuple(rgb) for name, rgb in manifest.model.get("classes", ())}
     tile, stitch = facts.get("tile", {}), facts.get("stitch", {})
@@ -411,5 +337,8 @@ def _row(manifest: Manifest, reused: bool) -> SlideRow:
         mpp_source=tile.get("mpp_source", ""),
         seconds=sum(manifest.seconds.values()) if manifest.seconds else None,
         peak_memory_bytes=max(manifest.peak_bytes.values(), default=None),
+        folder=manifest.slide_id if folder.path.is_dir() else None,
+        pictures=tuple(p.name for p in pictures if p.is_file()),
+        geojson=geojson,
         warnings=tuple(tile.get("warnings", ())),
     )

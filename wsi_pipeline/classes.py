@@ -7,6 +7,9 @@ from wsi_pipeline.errors import ConfigError
 NOT_COMPUTED = 255
 """Value of a mask pixel that no network looked at; also the fill value on disk."""
 
+CERTAIN = 254
+"""Value of the confidence label that means probability 1; it holds 254ths, or 255."""
+
 NO_TISSUE, IN_DETAIL, COARSELY, SKIPPED, UNREADABLE = range(5)
 """Values of the coverage label: what was done to a pixel."""
 

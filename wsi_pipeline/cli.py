@@ -10,6 +10,31 @@ from typing import TYPE_CHECKING, Annotated, Any
 import orjson
 import typer
 
+from wsi_pipeline.arguments import (
+    ConfigFile,
+    Coverage,
+    Data,
+    Device,
+    Folder,
+    Frame,
+    GpuMemory,
+    Gzip,
+    Json,
+    KeepPredictions,
+    Memory,
+    ModelName,
+    Mpp,
+    Out,
+    Scheduler,
+    Seed,
+    Simplify,
+    Slides,
+    Strategy,
+    TargetMpp,
+    TissueMask,
+    TopM,
+    Workers,
+)
 from wsi_pipeline.config import RunConfig
 from wsi_pipeline.errors import ConfigError, UnknownNameError, WsiError
 
@@ -31,107 +56,6 @@ train = typer.Typer(no_args_is_help=True, help="Train the nets of a model.")
 evaluate = typer.Typer(no_args_is_help=True, help="Compare results with the truth.")
 app.add_typer(train, name="train")
 app.add_typer(evaluate, name="evaluate")
-
-RUN, NETS, TILES, OUTPUT = "What to run", "Nets and memory", "Pyramid", "GeoJSON"
-Slides = Annotated[
-    list[Path],
-    typer.Argument(
-        help="Slides, folders, globs, or one samplesheet "
-        "(sample,slide[,mpp,tissue,label])."
-    ),
-]
-Folder = Annotated[
-    Path, typer.Argument(help="Folder of one slide's results, as `wsi tile` makes it.")
-]
-Out = Annotated[Path, typer.Option("--out", "-o", help="Results folder.")]
-ModelName = Annotated[
-    str | None,
-    typer.Option("--model", "-m", help="Name of a shipped model, or a model's folder."),
-]
-ConfigFile = Annotated[
-    Path | None, typer.Option("--config", help="TOML file with one table per act.")
-]
-Mpp = Annotated[
-    float | None,
-    typer.Option(help="um/px of level 0, where the slides do not state it."),
-]
-TargetMpp = Annotated[
-    str | None,
-    typer.Option(
-        help="um/px of the pyramid's base, or 'native'; else what the model needs.",
-        rich_help_panel=TILES,
-    ),
-]
-Workers = Annotated[
-    int | None,
-    typer.Option(help="Blocks tiled at once; 0 = one per CPU.", rich_help_panel=TILES),
-]
-Scheduler = Annotated[
-    str | None,
-    typer.Option(
-        help="'threads', or 'processes' of a Dask cluster.", rich_help_panel=TILES
-    ),
-]
-TissueMask = Annotated[
-    Path | None,
-    typer.Option(help="Your own tissue mask, GeoJSON or PNG, for all slides named."),
-]
-GpuMemory = Annotated[
-    str | None,
-    typer.Option(help="GPU memory the nets may use, e.g. 5GiB.", rich_help_panel=NETS),
-]
-Memory = Annotated[
-    str | None,
-    typer.Option(help="On the CPU: memory the nets may use.", rich_help_panel=NETS),
-]
-Device = Annotated[
-    str | None,
-    typer.Option(help="cpu, cuda or cuda:N; else the best.", rich_help_panel=NETS),
-]
-TopM = Annotated[
-    int | None,
-    typer.Option(
-        help="Patches to choose; else the model card's.", rich_help_panel=NETS
-    ),
-]
-Strategy = Annotated[
-    str | None,
-    typer.Option(help="'learned' or 'uniform' sampling.", rich_help_panel=NETS),
-]
-Coverage = Annotated[
-    str | None,
-    typer.Option(
-        help="'selected' regions only, or 'all' tissue (the rest of it coarsely).",
-        rich_help_panel=NETS,
-    ),
-]
-KeepPredictions = Annotated[
-    bool | None,
-    typer.Option("--keep-predictions", help="Keep the nets' raw output for stitching."),
-]
-Simplify = Annotated[
-    float | None,
-    typer.Option(
-        "--simplify-um",
-        help="Tolerance of outlines, um; 0 = pixel edges.",
-        rich_help_panel=OUTPUT,
-    ),
-]
-Frame = Annotated[
-    str | None,
-    typer.Option(
-        help="'qupath' (crop to the scan's bounds) or 'level0'.",
-        rich_help_panel=OUTPUT,
-    ),
-]
-Gzip = Annotated[
-    bool | None,
-    typer.Option("--gzip", help="Write .geojson.gz.", rich_help_panel=OUTPUT),
-]
-Json = Annotated[
-    bool, typer.Option("--json", help="Print the outcome as JSON on standard output.")
-]
-Seed = Annotated[int, typer.Option(help="Seed; the same seed gives the same result.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -361,12 +285,10 @@ def export(
 def train_selector(
     dataset: Annotated[str, typer.Argument(help="'synthetic' or 'glas'.")],
     out: Out,
-    data: Annotated[
-        Path | None, typer.Option(help="Folder of labelled images (WSI_DATA).")
-    ] = None,
-    steps: Annotated[int, typer.Option(help="Training steps.")] = 1000,
+    data: Data = Path("../shared/data"),
+    steps: Annotated[int | None, typer.Option(help="Training steps.")] = None,
     seed: Seed = 0,
-    device: Device = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
 ) -> None:
     """Train a selector from slide-level labels."""
     from wsi_pipeline.training.select import train_select
@@ -384,12 +306,10 @@ def train_selector(
 def train_segmenter(
     dataset: Annotated[str, typer.Argument(help="'synthetic' or 'glas'.")],
     out: Out,
-    data: Annotated[
-        Path | None, typer.Option(help="Folder of labelled images (WSI_DATA).")
-    ] = None,
-    steps: Annotated[int, typer.Option(help="Training steps of each arm.")] = 1000,
+    data: Data = Path("../shared/data"),
+    steps: Annotated[int, typer.Option(help="Training steps of each arm.")] = 1500,
     seed: Seed = 0,
-    device: Device = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
 ) -> None:
     """Train a segmenter with its deformed downsampler, and the uniform arm beside."""
     from wsi_pipeline.training.segment import train_segment
@@ -479,7 +399,7 @@ def check_geojson_verb(
     files: Annotated[list[Path], typer.Argument(help="GeoJSON files.")],
 ) -> None:
     """Say what QuPath would refuse in GeoJSON files."""
-    from wsi_pipeline.annotations.geojson import check_geojson
+    from wsi_pipeline.annotations.checking import check_geojson
 
     bad = 0
     for file in files:

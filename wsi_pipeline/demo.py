@@ -11,6 +11,7 @@ from wsi_pipeline.errors import WsiError
 from wsi_pipeline.evaluation import MaskScores, evaluate_masks
 from wsi_pipeline.exporters import export_masks
 from wsi_pipeline.models.cards import find_model
+from wsi_pipeline.process import cpu_count
 from wsi_pipeline.pyramid import MaskPyramid, Pyramid
 from wsi_pipeline.results import SlideFolder
 from wsi_pipeline.stages import Progress
@@ -53,7 +54,11 @@ class DemoOutcome:
 
 
 def run_demo(
-    out: Path, *, seed: int = 7, progress: Progress | None = None
+    out: Path,
+    *,
+    seed: int = 7,
+    megapixels: float = DEMO_MEGAPIXELS,
+    progress: Progress | None = None,
 ) -> DemoOutcome:
     """Write a synthetic slide, run the shipped model on all of it, compare.
 
@@ -63,6 +68,8 @@ def run_demo(
         Folder for ``slide.tif``, its truth and ``results/``.
     seed : int
         Seed of the slide; training used 10000 and above.
+    megapixels : float
+        Size of the slide's level 0.
     progress : callable, optional
         Called with (stage, done, total).
 
@@ -72,7 +79,7 @@ def run_demo(
         If the slide did not go through.
     """
     slide, truth, _ = write_truthful_slide(
-        out / "slide.tif", seed=seed, megapixels=DEMO_MEGAPIXELS
+        out / "slide.tif", seed=seed, megapixels=megapixels
     )
     config = RunConfig().updated("segment", coverage="all")
     start = time.perf_counter()
@@ -92,13 +99,17 @@ def run_demo(
     return DemoOutcome(folder, evaluate_masks(masks, MaskPyramid(truth)), seconds)
 
 
-def write_truthful_slide(path: Path, **options: Any) -> tuple[Path, Path, Path]:
+def write_truthful_slide(
+    path: Path, *, workers: int = 0, **options: Any
+) -> tuple[Path, Path, Path]:
     """Write a synthetic slide with its truth as label pyramid and as GeoJSON.
 
     Parameters
     ----------
     path : Path
         The slide, ``.tif`` or ``.tiff``.
+    workers : int
+        Processes that paint; 0 = one per CPU.
     **options
         As for :func:`wsi_pipeline.synthetic.write_slide`.
 
@@ -107,9 +118,9 @@ def write_truthful_slide(path: Path, **options: Any) -> tuple[Path, Path, Path]:
     tuple of Path
         Slide, truth pyramid (``.truth.ome.zarr``), truth GeoJSON.
     """
-    slide = write_slide(path, **options)
-    truth = MaskPyramid(slide.truth)
+    slide = write_slide(path, workers=workers or cpu_count(), **options)
+    truth = MaskPyramid(slide.truth_path)
     outlines = path.with_name(f"{path.stem}.truth.geojson")
     exact = ExportOptions(simplify_um=0, min_area_um2=0, min_hole_um2=0)
     export_masks(truth, outlines, exact, slide_id=path.stem, run={"truth": "exact"})
-    return slide.path, slide.truth, outlines
+    return slide.slide_path, slide.truth_path, outlines

@@ -1,16 +1,18 @@
 """The tree of errors that the package raises on purpose.
 
+::
+
     WsiError
-    ├── SlideError (OSError)          a slide cannot be opened, read or used
-    │   ├── MissingScaleError         no trustworthy um/px; --mpp or the samplesheet gives it
-    │   └── NotASlideError            the file is something else: a batch skips it
-    ├── PyramidError (ValueError)     an OME-Zarr is missing, damaged or of another kind
-    ├── RegionError (ValueError)      patches, selections, regions or annotations do not fit
-    ├── ConfigError (ValueError)      an option is unknown or out of range
-    ├── ModelError (RuntimeError)     a model folder is incomplete, foreign or does not fit
-    │   └── BudgetError               the stated memory is too small; names the smallest that works
-    ├── ExportError (OSError)         a result cannot be written
-    └── UnknownNameError (KeyError)   no such name in a table; lists the names there are
+    |- SlideError (OSError)         a slide cannot be opened, read or used
+    |  |- MissingScaleError         no plausible um/px; --mpp or the sheet gives it
+    |  `- NotASlideError            the file is something else: a batch skips it
+    |- PyramidError (ValueError)    an OME-Zarr is missing, damaged or of another kind
+    |- RegionError (ValueError)     patches, regions or annotations do not fit
+    |- ConfigError (ValueError)     an option is unknown or out of range
+    |- ModelError (RuntimeError)    a model folder is incomplete or does not fit
+    |  `- BudgetError               too little memory; names the least that works
+    |- ExportError (OSError)        a result cannot be written
+    `- UnknownNameError (KeyError)  no such name in a table; lists those there are
 """
 
 

@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.classes import NOT_COMPUTED, MaskClass
+from wsi_pipeline.classes import MaskClass
 from wsi_pipeline.errors import PyramidError
 from wsi_pipeline.geometry import Level
-from wsi_pipeline.metrics import dice_per_class, iou_per_class
-from wsi_pipeline.pyramid import LABEL_SHARD_PX, MaskPyramid
+from wsi_pipeline.metrics import confusion, dice, iou
+from wsi_pipeline.ngff import LABEL_SHARD_PX
+from wsi_pipeline.pyramid import MaskPyramid
 
 
 @dataclass(frozen=True)
@@ -21,51 +22,52 @@ class MaskScores:
     ----------
     classes : tuple of MaskClass
         The truth's classes; index k is value k.
-    confusion : (K, K) int64 array
-        Pixels by true (row) and predicted (column) class, computed pixels only.
-    not_computed : (K,) int64 array
-        Pixels by true class that the prediction left out.
+    counts : (K, K + 1) int64 array
+        Pixels by true (row) and predicted (column) class; the last column holds
+        those that the prediction did not compute.
     """
 
     classes: tuple[MaskClass, ...]
-    confusion: NDArray[np.int64]
-    not_computed: NDArray[np.int64]
+    counts: NDArray[np.int64]
 
     @property
     def iou(self) -> dict[str, float]:
-        """IoU per class that occurs in truth or prediction, by name."""
-        values = iou_per_class(self.confusion)
-        return {
-            c.name: float(values[c.value])
-            for c in self.classes
-            if np.isfinite(values[c.value])
-        }
+        """IoU on computed pixels, by name, of classes in truth or prediction."""
+        return self._named(iou(self._computed))
 
     @property
     def miou(self) -> float:
-        """Mean of `iou` over the classes that occur."""
+        """Mean of `iou` over the classes that occur; NaN where none does."""
         return float(np.mean(list(self.iou.values()))) if self.iou else float("nan")
 
     @property
     def computed_share(self) -> float:
         """Share of the pixels that the prediction computed, 0 to 1."""
-        total = self.confusion.sum() + self.not_computed.sum()
-        return float(self.confusion.sum() / total) if total else 0.0
+        total = self.counts.sum()
+        return float(self._computed.sum() / total) if total else 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """All figures as JSON values."""
-        dice = dice_per_class(self.confusion)
+        """All figures as JSON values; `iou_all` counts what was left out as missed."""
         return {
             "miou": self.miou,
             "iou": self.iou,
-            "dice": {
-                c.name: float(dice[c.value])
-                for c in self.classes
-                if np.isfinite(dice[c.value])
-            },
+            "dice": self._named(dice(self._computed)),
+            "iou_all": self._named(iou(self.counts)),
             "computed_share": self.computed_share,
-            "confusion": self.confusion.tolist(),
-            "not_computed": self.not_computed.tolist(),
+            "counts": self.counts.tolist(),
+        }
+
+    @property
+    def _computed(self) -> NDArray[np.int64]:
+        counts = self.counts.copy()
+        counts[:, -1] = 0
+        return counts
+
+    def _named(self, values: NDArray[np.float64]) -> dict[str, float]:
+        return {
+            c.name: float(value)
+            for c, value in zip(self.classes, values, strict=True)
+            if np.isfinite(value)
         }
 
 
@@ -100,28 +102,18 @@ def evaluate_masks(predicted: MaskPyramid, truth: MaskPyramid) -> MaskScores:
         )
     left, right = _common_level(predicted.levels, truth.levels)
     count = len(truth.classes)
-    confusion = np.zeros((count, count), np.int64)
-    missing = np.zeros(count, np.int64)
+    counts = np.zeros((count, count + 1), np.int64)
     for block in predicted.levels[left].box.blocks(LABEL_SHARD_PX):
-        guess = predicted.read_level(block, left).ravel()
-        true = truth.read_level(block, right).ravel()
-        known = true != NOT_COMPUTED
-        seen = known & (guess != NOT_COMPUTED)
-        for name, values in (("prediction", guess[seen]), ("truth", true[known])):
-            if values.size and values.max() >= count:
-                raise PyramidError(
-                    f"the {name} has the value {values.max()}, the truth only "
-                    f"{count} classes"
-                )
-        pairs = true[seen].astype(np.int64) * count + guess[seen]
-        confusion += np.bincount(pairs, minlength=count**2).reshape(count, count)
-        missing += np.bincount(true[known & ~seen], minlength=count)
-    return MaskScores(truth.classes, confusion, missing)
+        try:
+            counts += confusion(
+                truth.read_level(block, right), predicted.read_level(block, left), count
+            )
+        except ValueError as error:
+            raise PyramidError(f"{predicted.path} or {truth.path}: {error}") from error
+    return MaskScores(truth.classes, counts)
 
 
-def _common_level(
-    left: tuple[Level, ...], right: tuple[Level, ...]
-) -> tuple[int, int]:
+def _common_level(left: tuple[Level, ...], right: tuple[Level, ...]) -> tuple[int, int]:
     """Indices of the finest levels with the same downsample."""
     places = {level.downsample: index for index, level in enumerate(right)}
     for index, level in enumerate(left):

@@ -79,7 +79,9 @@ class Box:
     def scaled_up(self, factor: float) -> "Box":
         """The box on a grid `factor` times finer, edges rounded to whole pixels."""
         x, y = round(self.x * factor), round(self.y * factor)
-        return Box(x, y, round(self.right * factor) - x, round(self.bottom * factor) - y)
+        return Box(
+            x, y, round(self.right * factor) - x, round(self.bottom * factor) - y
+        )
 
     def blocks(self, side_px: int) -> Iterator["Box"]:
         """Yield the cells of a `side_px` lattice (anchored at 0, 0) cut by the box."""

@@ -178,9 +178,11 @@ def final_key(job: SlideJob, model: ModelFolder, config: RunConfig) -> str:
 
 
 def fingerprint(job: SlideJob, config: RunConfig) -> str:
-    """sha256 over the slide's file (and its side folder, as MIRAX has) and its scale."""
+    """sha256 over a slide's file (for MIRAX its folder too) and the scale given."""
     side = job.path.with_suffix("")
-    files = [job.path, *(sorted(side.rglob("*")) if side.is_dir() else ())]
+    files = [job.path]
+    if job.path.suffix.lower() == ".mrxs" and side.is_dir():
+        files += sorted(side.rglob("*"))
     parts = [sha256_file(path) for path in files if path.is_file()]
     return _digest([*parts, job.mpp if job.mpp is not None else config.mpp])
 
@@ -222,9 +224,7 @@ def model_facts(model: ModelFolder) -> dict[str, Any]:
     }
 
 
-def _judge(
-    records: dict[str, StageRecord], model: ModelFolder
-) -> tuple[Status, str]:
+def _judge(records: dict[str, StageRecord], model: ModelFolder) -> tuple[Status, str]:
     """Status of a slide whose stages all ended, and why in a sentence."""
     if records["tissue"].facts["tissue_mm2"] == 0:
         return "done", "no tissue found on the slide"

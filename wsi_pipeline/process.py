@@ -1,4 +1,4 @@
-"""This process: the CPUs it may use and the memory it holds."""
+"""Tells what the process may use and holds: CPUs and memory."""
 
 import os
 import resource
@@ -11,7 +11,8 @@ _CLEAR = Path("/proc/self/clear_refs")
 
 def cpu_count() -> int:
     """CPUs that this process may run on."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def resident_bytes() -> int:

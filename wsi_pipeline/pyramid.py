@@ -1,10 +1,9 @@
 """OME-Zarr pyramids of images and masks: create, open, read, write.
 
-The only room that knows the OME-Zarr 0.5 metadata and how arrays lie on disk.
+Metadata and the layout of arrays come from ngff.py.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,69 +13,26 @@ import orjson
 import zarr
 from numpy.typing import NDArray
 from PIL import Image
-from zarr.codecs import ZstdCodec
 
 from wsi_pipeline.classes import NOT_COMPUTED, MaskClass
 from wsi_pipeline.errors import PyramidError
-from wsi_pipeline.geometry import Box, Level, Scale, halved
-from wsi_pipeline.publishing import publish_bytes
+from wsi_pipeline.geometry import Box, Level, Scale
+from wsi_pipeline.ngff import (
+    LABEL_CHUNK_PX,
+    LABEL_SHARD_PX,
+    STRICT,
+    Source,
+    create_level,
+    image_attributes,
+    label_attributes,
+    labels_group,
+    level_sizes,
+    shard_side,
+)
+from wsi_pipeline.publishing import publish_json
 
-OME_ZARR = "0.5"
-LABEL_CHUNK_PX, LABEL_SHARD_PX = 1024, 4096
-SMALLEST_LEVEL_PX = 512
-# Every chunk is on disk, so a lost one raises instead of reading as the fill value.
-STRICT = {"write_empty_chunks": True, "read_missing_chunks": False}
 # What zarr and its codecs raise on a lost, cut or flipped chunk.
 _DAMAGE = (RuntimeError, ValueError, OSError, KeyError)
-_RGB = (("Red", "FF0000"), ("Green", "00FF00"), ("Blue", "0000FF"))
-
-
-@dataclass(frozen=True)
-class Source:
-    """The slide that a pyramid was made from.
-
-    Parameters
-    ----------
-    name : str
-        File name of the slide, without its folder.
-    size_px : tuple of int
-        (width, height) of the slide's level 0.
-    scale : Scale
-        um/px of the slide's level 0.
-    scale_source : str
-        Where the scale came from.
-    bounds : Box
-        The scan's part of level 0, level-0 pixels: QuPath's frame.
-    """
-
-    name: str
-    size_px: tuple[int, int]
-    scale: Scale
-    scale_source: str
-    bounds: Box
-
-    def to_json(self) -> dict[str, Any]:
-        """As stored under ``wsi_pipeline`` in the group's attributes."""
-        box = self.bounds
-        return {
-            "name": self.name,
-            "size_px": list(self.size_px),
-            "mpp": [self.scale.x, self.scale.y],
-            "mpp_source": self.scale_source,
-            "bounds": [box.x, box.y, box.w, box.h],
-        }
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
-        """Inverse of `to_json`."""
-        w, h = data["size_px"]
-        return cls(
-            data["name"],
-            (w, h),
-            Scale(*data["mpp"]),
-            data["mpp_source"],
-            Box(*data["bounds"]),
-        )
 
 
 class Multiscale:
@@ -118,7 +74,10 @@ class Multiscale:
 
     def level(self, index: int) -> da.Array:
         """A level as a lazy uint8 array, (3, y, x) or (y, x)."""
-        return da.from_array(self.array(index), chunks=self.array(index).chunks)
+        lazy: da.Array = da.from_array(
+            self.array(index), chunks=self.array(index).chunks
+        )
+        return lazy
 
     def array(self, index: int) -> Any:  # Any: zarr's indexing is untyped
         """A level as an open zarr array for reading."""
@@ -167,7 +126,9 @@ class Multiscale:
     def level_for(self, mpp: float) -> int:
         """Coarsest level that is not coarser than `mpp` (within 1 %), else 0."""
         mean = self.source.scale.mean
-        fits = [i for i, v in enumerate(self.levels) if v.downsample * mean <= mpp * 1.01]
+        fits = [
+            i for i, v in enumerate(self.levels) if v.downsample * mean <= mpp * 1.01
+        ]
         return fits[-1] if fits else 0
 
 
@@ -201,24 +162,10 @@ class Pyramid(Multiscale):
         OME-Zarr 0.5, sections "multiscales" and "omero".
         """
         sizes = level_sizes(source.size_px, base_downsample)
-        channels = [
-            {
-                "label": name,
-                "color": colour,
-                "active": True,
-                "window": {"min": 0, "max": 255, "start": 0, "end": 255},
-            }
-            for name, colour in _RGB
-        ]
-        attributes = _facts(source, base_downsample, sizes, {})
-        attributes["ome"] = {
-            "version": OME_ZARR,
-            "multiscales": [_multiscales(source, base_downsample, len(sizes), True)],
-            "omero": {"channels": channels, "rdefs": {"model": "color"}},
-        }
+        attributes = image_attributes(source, base_downsample, sizes)
         group = zarr.create_group(path, zarr_format=3, attributes=attributes)
         for index, size in enumerate(sizes):
-            _create_array(
+            create_level(
                 group,
                 index,
                 size,
@@ -261,7 +208,8 @@ class Pyramid(Multiscale):
             box.right / factor - outer.x,
             box.bottom / factor - outer.y,
         )
-        if size_px == (outer.w, outer.h) and inner == (0, 0, *size_px):
+        w, h = size_px
+        if (outer.w, outer.h) == size_px and inner == (0.0, 0.0, float(w), float(h)):
             return pixels
         image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
         resized = image.resize(size_px, Image.Resampling.BILINEAR, box=inner)
@@ -293,11 +241,7 @@ class Pyramid(Multiscale):
         folder = self.labels_path
         folder.mkdir(exist_ok=True)
         names = sorted(p.name for p in folder.iterdir() if (p / "zarr.json").exists())
-        attributes = {"ome": {"version": OME_ZARR, "labels": names}}
-        metadata = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
-        publish_bytes(
-            folder / "zarr.json", orjson.dumps(metadata, option=orjson.OPT_INDENT_2)
-        )
+        publish_json(folder / "zarr.json", labels_group(names))
 
     def masks(self, name: str) -> "MaskPyramid":
         """A label image of this pyramid by name."""
@@ -345,25 +289,10 @@ class MaskPyramid(Multiscale):
         """
         rows = tuple(classes)
         sizes = level_sizes(source.size_px, base_downsample)
-        attributes = _facts(source, base_downsample, sizes, facts or {})
-        attributes["ome"] = {
-            "version": OME_ZARR,
-            "multiscales": [_multiscales(source, base_downsample, len(sizes), False)],
-            "image-label": {
-                "version": OME_ZARR,
-                "colors": [
-                    {"label-value": c.value, "rgba": [*c.rgb, 255 if c.value else 0]}
-                    for c in rows
-                ]
-                + [{"label-value": NOT_COMPUTED, "rgba": [0, 0, 0, 0]}],
-                "properties": [{"label-value": c.value, "name": c.name} for c in rows]
-                + [{"label-value": NOT_COMPUTED, "name": "Not computed"}],
-                "source": {"image": "../../"},
-            },
-        }
+        attributes = label_attributes(source, base_downsample, sizes, rows, facts or {})
         group = zarr.create_group(path, zarr_format=3, attributes=attributes)
         for index, size in enumerate(sizes):
-            _create_array(
+            create_level(
                 group,
                 index,
                 size,
@@ -406,97 +335,6 @@ def open_pyramid(path: Path | str) -> Pyramid:
         If the folder holds none.
     """
     return Pyramid(Path(path))
-
-
-def level_sizes(
-    size_px: tuple[int, int], base_downsample: int
-) -> list[tuple[int, int]]:
-    """(width, height) per level, halved until the longer side is at most 512 px.
-
-    Parameters
-    ----------
-    size_px : tuple of int
-        (width, height) of the slide's level 0.
-    base_downsample : int
-        A power of two.
-    """
-    sizes = [halved(size_px, base_downsample.bit_length() - 1)]
-    while max(sizes[-1]) > SMALLEST_LEVEL_PX:
-        sizes.append(halved(sizes[-1]))
-    return sizes
-
-
-def shard_side(level: int, chunk_px: int, block_px: int) -> int:
-    """Side of a shard of a level, so that a base block covers whole shards.
-
-    Notes
-    -----
-    A block of `block_px` on the base becomes ``block_px / 2**i`` on level i; from the
-    level on where that is a single chunk, the cycle starts again.
-    """
-    depth = block_levels(chunk_px, block_px)
-    return block_px >> (level % depth)
-
-
-def block_levels(chunk_px: int, block_px: int) -> int:
-    """Levels that one block fills: as long as its share is a whole chunk."""
-    return (block_px // chunk_px).bit_length()
-
-
-def _create_array(
-    group: zarr.Group,
-    index: int,
-    size_px: tuple[int, int],
-    *,
-    channels: int | None,
-    chunk_px: int,
-    shard_px: int,
-    fill: int,
-    zstd_level: int,
-) -> None:
-    lead = () if channels is None else (channels,)
-    w, h = size_px
-    group.create_array(
-        str(index),
-        shape=(*lead, h, w),
-        dtype="uint8",
-        chunks=(*lead, chunk_px, chunk_px),
-        shards=(*lead, shard_px, shard_px),
-        compressors=ZstdCodec(level=zstd_level, checksum=True),
-        fill_value=fill,
-        dimension_names=["c", "y", "x"][1 - len(lead) :],
-        config=STRICT,
-    )
-
-
-def _multiscales(
-    source: Source, base: int, count: int, channels: bool
-) -> dict[str, Any]:
-    lead: list[Any] = [{"name": "c", "type": "channel"}] if channels else []
-    space = [{"name": a, "type": "space", "unit": "micrometer"} for a in ("y", "x")]
-    datasets = []
-    for index in range(count):
-        factor = base * 2**index
-        scale = [*([1.0] if channels else []), source.scale.y * factor]
-        scale.append(source.scale.x * factor)
-        # pixel centres: the first pixel of a coarser level sits half a pixel further in
-        shift = [*([0.0] if channels else []), source.scale.y * (factor - 1) / 2]
-        shift.append(source.scale.x * (factor - 1) / 2)
-        steps = [{"type": "scale", "scale": scale}]
-        steps.append({"type": "translation", "translation": shift})
-        datasets.append({"path": str(index), "coordinateTransformations": steps})
-    return {"name": source.name, "axes": lead + space, "datasets": datasets}
-
-
-def _facts(
-    source: Source, base: int, sizes: Sequence[tuple[int, int]], more: dict[str, Any]
-) -> dict[str, Any]:
-    own = {
-        "source": source.to_json(),
-        "base_downsample": base,
-        "level_sizes_px": [list(size) for size in sizes],
-    }
-    return {"wsi_pipeline": own | more}
 
 
 def _attributes(path: Path) -> dict[str, Any]:

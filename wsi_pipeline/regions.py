@@ -111,9 +111,7 @@ class PatchGrid:
         if self.corners.ndim != 2 or self.corners.shape[1] != 2:
             raise RegionError(f"corners must be (n, 2), got {self.corners.shape}")
         if self.tissue.shape != (len(self),):
-            raise RegionError(
-                f"tissue must be ({len(self)},), got {self.tissue.shape}"
-            )
+            raise RegionError(f"tissue must be ({len(self)},), got {self.tissue.shape}")
 
     def __len__(self) -> int:
         return len(self.corners)
@@ -282,9 +280,7 @@ class RegionStore:
         self.path = path
 
     @classmethod
-    def create(
-        cls, path: Path, n: int, classes: int, size_px: tuple[int, int]
-    ) -> Self:
+    def create(cls, path: Path, n: int, classes: int, size_px: tuple[int, int]) -> Self:
         """Make an empty store for n regions of (w, h) nodes."""
         group = zarr.create_group(path, zarr_format=3)
         w, h = size_px

@@ -1,7 +1,8 @@
 """Each act applied to a slide's folder: read one artefact, publish the next."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from wsi_pipeline.config import RunConfig
 from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.exporters import export_masks
 from wsi_pipeline.models.cards import ModelFolder
-from wsi_pipeline.pictures import write_attention, write_overlay, write_thumbnail
+from wsi_pipeline.pictures import attention, overlay, publish_picture, thumbnail
 from wsi_pipeline.publishing import remove, staged
 from wsi_pipeline.pyramid import MaskPyramid, Pyramid
 from wsi_pipeline.readers import open_slide
@@ -118,15 +119,17 @@ def publish_tile(run: SlideRun) -> Published:
     base_mpp = run.model.card.finest_mpp if run.model else None
     with run.job.open(run.config) as slide:
         info = slide.info
-        common = {"base_mpp": base_mpp, "progress": run.ticker("tile")}
-        if options.scheduler == "processes":
-            with local_client(options.workers) as client:
-                pyramid = tile_slide(
-                    slide, folder.pyramid, options, client=client, **common
-                )
-        else:
-            pyramid = tile_slide(slide, folder.pyramid, options, **common)
-    write_thumbnail(pyramid, folder.thumbnail)
+        processes = options.scheduler == "processes"
+        with local_client(options.workers) if processes else nullcontext() as client:
+            pyramid = tile_slide(
+                slide,
+                folder.pyramid,
+                options,
+                base_mpp=base_mpp,
+                client=client,
+                progress=run.ticker("tile"),
+            )
+    publish_picture(folder.thumbnail, thumbnail(pyramid))
     facts = {
         **pyramid.source.to_json(),
         "backend": info.backend,
@@ -145,12 +148,9 @@ def publish_tissue(run: SlideRun) -> Published:
     part = run.need_model().card.selector
     pyramid = Pyramid(folder.pyramid)
     tissue = find_tissue(pyramid, options)
-    grid = lay_patches(
-        tissue, pyramid.source.size_px, part.patch_px, part.mpp, options
-    )
+    grid = lay_patches(tissue, pyramid.source.size_px, part.patch_px, part.mpp, options)
     with staged(folder.tissue) as path:
         tissue.save(path)
-    pyramid.labels_path.mkdir(exist_ok=True)
     label_tissue(pyramid, tissue, folder.label("tissue"))
     pyramid.publish_labels_list()
     with staged(folder.patches) as path:
@@ -172,7 +172,7 @@ def publish_select(run: SlideRun) -> Published:
     )
     with staged(folder.selection) as path:
         selection.save(path)
-    write_attention(pyramid, selection, folder.attention)
+    publish_picture(folder.attention, attention(pyramid, selection))
     facts = dict(selection.facts)
     facts |= {
         "chosen": int(selection.chosen.sum()),
@@ -215,7 +215,7 @@ def publish_stitch(run: SlideRun) -> Published:
         progress=run.ticker("stitch"),
     )
     pyramid.publish_labels_list()
-    write_overlay(pyramid, masks, folder.overlay)
+    publish_picture(folder.overlay, overlay(pyramid, masks))
     facts = _areas(masks) | _shares(pyramid.masks("coverage"))
     return [folder.label(name), folder.label("coverage"), folder.overlay], facts
 
@@ -237,7 +237,7 @@ def publish_export(run: SlideRun) -> Published:
     )
     if not run.config.stitch.keep_predictions:
         remove(folder.predictions)
-    return [path], summary.to_json()
+    return [path], asdict(summary) | {"path": path.name}
 
 
 def _areas(masks: MaskPyramid) -> dict[str, Any]:

@@ -5,17 +5,19 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-import dask
 import numpy as np
+from dask.base import compute
 from dask.callbacks import Callback
+from dask.delayed import delayed
 from distributed import Client, as_completed
 from numpy.typing import NDArray
 
 from wsi_pipeline.config import TileOptions
 from wsi_pipeline.geometry import Box
+from wsi_pipeline.ngff import Source, block_levels
 from wsi_pipeline.process import cpu_count
 from wsi_pipeline.publishing import staged
-from wsi_pipeline.pyramid import Pyramid, Source, block_levels
+from wsi_pipeline.pyramid import Pyramid
 from wsi_pipeline.slide import Slide
 
 Progress = Callable[[int, int], None]
@@ -202,6 +204,6 @@ def _run(
             future.release()
             tick()
         return
-    tasks = [dask.delayed(write, pure=False)(block) for block in blocks]
+    tasks = [delayed(write, pure=False)(block) for block in blocks]
     with Callback(posttask=lambda *_: tick()):
-        dask.compute(*tasks, scheduler="threads", num_workers=workers)
+        compute(*tasks, scheduler="threads", num_workers=workers)

@@ -1,0 +1,272 @@
+"""Training of the selector: the selection pass, the gradient, the bags, the metrics."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from wsi_pipeline.errors import ModelError, UnknownNameError
+from wsi_pipeline.models.selector import SelectorNet, SelectorShape
+from wsi_pipeline.models.weights import load_state
+from wsi_pipeline.publishing import sha256_file
+from wsi_pipeline.training import select
+from wsi_pipeline.training.bags import (
+    Area,
+    Bag,
+    BagSize,
+    compose_cancer,
+    compose_glas,
+    paint_areas,
+    read_glas,
+)
+from wsi_pipeline.training.score import area_under_curve, bootstrap_interval
+from wsi_pipeline.training.select import (
+    augment,
+    bag_loss,
+    select_bag,
+    selection_pass,
+    train_select,
+)
+
+
+def net_of(encoder: str = "small") -> SelectorNet:
+    torch.manual_seed(0)
+    return SelectorNet(SelectorShape(encoder, 16, 2, 8, 32), ("cancer",))
+
+
+def checkered(lesions: int, side: int = 8) -> Area:
+    """A lattice of 32 px patches, white but for `lesions` dark ones."""
+    shown = np.zeros((side, side), bool)
+    shown.ravel()[:lesions] = True
+    shown = shown.repeat(32, 0).repeat(32, 1)
+    pixels = np.where(shown[..., None], 40, 230).astype(np.uint8).repeat(3, 2)
+    return Area(pixels, shown)
+
+
+def pixels_of(n: int) -> torch.Tensor:
+    return torch.rand(n, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+# the selection pass
+
+
+def test_selection_leaves_statistics_modes_and_random_state_as_they_were() -> None:
+    net = net_of("resnet18").train()
+    net.attention.norm1.eval()
+    modes = {name: module.training for name, module in net.named_modules()}
+    state = {name: value.clone() for name, value in net.state_dict().items()}
+    random = torch.get_rng_state()
+    ids = select_bag(net, pixels_of(9), 4)
+    assert ids.shape == (4,)
+    assert not ids.requires_grad
+    assert {n: m.training for n, m in net.named_modules()} == modes
+    assert all(torch.equal(state[n], v) for n, v in net.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_modes_come_back_after_an_error() -> None:
+    net = net_of().train()
+    net.attention.eval()
+    with pytest.raises(ValueError, match="stop"), selection_pass(net):
+        assert not net.training
+        assert not torch.is_grad_enabled()
+        raise ValueError("stop")
+    assert net.training
+    assert net.encoder.training
+    assert not net.attention.training
+    assert torch.is_grad_enabled()
+
+
+def test_a_bag_of_no_more_than_m_patches_is_taken_whole() -> None:
+    assert select_bag(net_of(), pixels_of(4), 4).tolist() == [0, 1, 2, 3]
+
+
+def test_gradient_reaches_the_selected_patches_only() -> None:
+    net = net_of().train()
+    pixels = pixels_of(12)
+    ids = select_bag(net, pixels, 5)
+    pixels.requires_grad_()
+    real = torch.ones(1, 5, dtype=torch.bool)
+    net(pixels[ids][None], real).sum().backward()
+    touched = pixels.grad.abs().sum((1, 2, 3)) > 0
+    assert touched.nonzero()[:, 0].tolist() == ids.tolist()
+
+
+def test_with_all_patches_kept_a_step_is_plain_attention_training() -> None:
+    net = net_of().eval()
+    bag = Bag(
+        np.random.default_rng(0).integers(0, 256, (6, 3, 32, 32)).astype(np.uint8),
+        np.array([1], np.float32),
+        np.zeros(6, bool),
+    )
+    loss = bag_loss(net, net, [bag], 6, 0.05, np.random.default_rng(3))
+    pixels = augment(torch.from_numpy(bag.patches), 0.05, np.random.default_rng(3))
+    logit = net.predict(net.embed(pixels)[None])
+    expected = torch.nn.functional.softplus(-logit)[0, 0]
+    torch.testing.assert_close(loss, expected)
+
+
+def test_short_bags_are_padded_without_changing_the_loss() -> None:
+    net = net_of().eval()
+    patches = np.full((3, 3, 32, 32), 100, np.uint8)
+    bag = Bag(patches, np.array([0], np.float32), np.zeros(3, bool))
+    losses = [
+        bag_loss(net, net, [bag], keep, 0.05, np.random.default_rng(3))
+        for keep in (3, 11)
+    ]
+    torch.testing.assert_close(losses[0], losses[1])
+
+
+def test_unknown_labels_enter_no_loss() -> None:
+    torch.manual_seed(0)
+    net = SelectorNet(SelectorShape("small", 16, 2, 8, 32), ("malignant", "gland"))
+    patches = np.full((3, 3, 32, 32), 100, np.uint8)
+    labels = np.array([np.nan, 1], np.float32)
+    bag = Bag(patches, labels, np.zeros(3, bool))
+    bag_loss(net, net, [bag], 3, 0.0, np.random.default_rng(0)).backward()
+    assert net.outputs[0].weight.grad.abs().sum() == 0
+    assert net.outputs[1].weight.grad.abs().sum() > 0
+
+
+def test_augmentation_without_colour_only_turns_and_flips() -> None:
+    patches = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+    pixels = augment(patches, 0.0, np.random.default_rng(4))
+    assert pixels.dtype == torch.float32
+    assert sorted(pixels.mul(255).round().int().flatten().tolist()) == sorted(
+        patches.int().flatten().tolist()
+    )
+
+
+# bags
+
+
+def test_positive_bags_hold_lesions_and_negative_ones_not_a_pixel() -> None:
+    areas = [checkered(5), checkered(0)]
+    rng = np.random.default_rng(0)
+    size = BagSize(40, (0.1, 0.1))
+    for positive in (True, False):
+        bag = compose_cancer(areas, 32, size, positive, rng)
+        dark = (bag.patches < 100).any((1, 2, 3))
+        assert bag.patches.shape == (40, 3, 32, 32)
+        assert bag.labels.tolist() == [float(positive)]
+        assert dark.tolist() == bag.shown.tolist()
+        assert dark.sum() == (4 if positive else 0)
+
+
+def test_areas_without_the_wanted_patches_end_in_an_error() -> None:
+    with pytest.raises(ModelError, match="too few patches"):
+        compose_cancer(
+            [checkered(0)], 32, BagSize(4, (0.5, 0.5)), True, np.random.default_rng(0)
+        )
+
+
+def test_a_gland_free_bag_says_nothing_about_malignancy() -> None:
+    areas = [Area(a.pixels, a.shown, True) for a in (checkered(30), checkered(20))]
+    rng = np.random.default_rng(0)
+    size = BagSize(16, (0.25, 0.25))
+    whole, few, none = (compose_glas(areas, 32, size, kind, rng) for kind in range(3))
+    assert whole.labels.tolist() == [1, 1]
+    assert few.labels.tolist() == [1, 1]
+    assert few.shown.sum() == 4
+    assert np.isnan(none.labels[0])
+    assert none.labels[1] == 0
+    assert not (none.patches < 100).any()
+
+
+def test_cutting_covers_the_area_and_a_random_shift_keeps_the_truth() -> None:
+    area = checkered(10)
+    patches, share = area.cut(32, 32, None)
+    assert patches.shape == (64, 3, 32, 32)
+    assert share.sum() == 10
+    for seed in range(5):
+        patches, share = area.cut(32, 32, np.random.default_rng(seed))
+        dark = (patches[:, 0] < 100).mean((1, 2))
+        np.testing.assert_allclose(dark, share, atol=1e-6)
+
+
+def test_painted_areas_repeat_by_seed_and_come_with_and_without_lesions() -> None:
+    areas = paint_areas(range(12), 128, 1.0)
+    again = paint_areas([3], 128, 1.0)[0]
+    assert (again.pixels == areas[3].pixels).all()
+    assert areas[0].pixels.shape == (128, 128, 3)
+    assert {bool(area.shown.any()) for area in areas} == {True, False}
+
+
+# training and metrics
+
+
+def test_auc_counts_pairs_and_ties_half() -> None:
+    labels = np.array([True, False, True, False])
+    assert area_under_curve(np.array([3, 1, 2, 0]), labels) == 1
+    assert area_under_curve(np.array([0, 1, 1, 0]), labels) == 0.5
+    scores = np.array([0.9, 0.8, 0.7, 0.1])
+    assert area_under_curve(scores, labels) == 0.75
+    low, high = bootstrap_interval(scores, labels, 0)
+    assert 0 <= low <= 0.75 <= high <= 1
+
+
+def test_training_writes_weights_that_load_and_a_card_that_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(select, "_AREA_PX", 256)
+    seen = []
+    card = train_select(
+        "synthetic",
+        tmp_path,
+        data_dir=tmp_path,
+        steps=3,
+        areas=(10, 10),
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+    file = tmp_path / "selector.safetensors"
+    assert card.sha256 == sha256_file(file)
+    assert file.stat().st_size < 3_000_000
+    net = SelectorNet(SelectorShape.from_json(card.architecture), card.tasks)
+    load_state(net, file)
+    assert card.tasks == ("cancer",)
+    assert (card.mpp, card.patch_px) == (1.0, 128)
+    assert 0 <= card.metrics["auc"]["value"] <= 1
+    assert {"auc_mean_pooling", "auc_random_patches"} < set(card.metrics)
+
+
+def test_training_on_glas_images(tmp_path: Path) -> None:
+    root = tmp_path / "labelled" / "glas"
+    rng = np.random.default_rng(0)
+    rows = []
+    for folder in ("images", "masks3"):
+        (root / folder).mkdir(parents=True)
+    for index in range(8):
+        name, malignant = f"image_{index}", index % 2 == 0
+        mask = np.zeros((320, 320), np.uint8)
+        mask[:, :160] = 2 if malignant else 1
+        pixels = rng.integers(0, 255, (320, 320, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(root / "images" / f"{name}.png")
+        Image.fromarray(mask).save(root / "masks3" / f"{name}.png")
+        grade = "malignant" if malignant else "benign"
+        rows.append([name, index, grade, "train" if index < 4 else "val"])
+    with (root / "split.csv").open("w", newline="") as stream:
+        table = csv.writer(stream)
+        table.writerow(["name", "patient_id", "grade", "split"])
+        table.writerows(rows)
+    card = train_select("glas", tmp_path / "out", data_dir=tmp_path, steps=2)
+    assert card.tasks == ("malignant", "gland")
+    assert card.mpp == 0.62
+    assert card.metrics["bags"] == 4
+
+
+def test_missing_data_and_unknown_data_sets_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="WSI_DATA"):
+        train_select("glas", tmp_path, data_dir=tmp_path)
+    with pytest.raises(UnknownNameError, match="synthetic, glas"):
+        train_select("camelyon", tmp_path, data_dir=tmp_path)
+
+
+def test_the_real_glas_split_has_no_patient_twice(data_dir: Path) -> None:
+    train, validation = read_glas(data_dir, "train"), read_glas(data_dir, "val")
+    assert (len(train), len(validation)) == (101, 25)
+    assert sum(area.malignant for area in train) == 59
+    assert all(area.shown.any() for area in train)

@@ -1,0 +1,110 @@
+"""The arguments and options that several verbs of `wsi` share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+NETS, TILES, OUTPUT = "Nets and memory", "Pyramid", "GeoJSON"
+Slides = Annotated[
+    list[Path],
+    typer.Argument(
+        help="Slides, folders, globs, or one samplesheet "
+        "(sample,slide[,mpp,tissue,label])."
+    ),
+]
+Folder = Annotated[
+    Path, typer.Argument(help="Folder of one slide's results, as `wsi tile` makes it.")
+]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Results folder.")]
+ModelName = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="Name of a shipped model, or a model's folder."),
+]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="TOML file with one table per act.")
+]
+Mpp = Annotated[
+    float | None,
+    typer.Option(help="um/px of level 0, where the slides do not state it."),
+]
+TargetMpp = Annotated[
+    str | None,
+    typer.Option(
+        help="um/px of the pyramid's base, or 'native'; else what the model needs.",
+        rich_help_panel=TILES,
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(help="Blocks tiled at once; 0 = one per CPU.", rich_help_panel=TILES),
+]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(
+        help="'threads', or 'processes' of a Dask cluster.", rich_help_panel=TILES
+    ),
+]
+TissueMask = Annotated[
+    Path | None,
+    typer.Option(help="Your own tissue mask, GeoJSON or PNG, for all slides named."),
+]
+GpuMemory = Annotated[
+    str | None,
+    typer.Option(help="GPU memory the nets may use, e.g. 5GiB.", rich_help_panel=NETS),
+]
+Memory = Annotated[
+    str | None,
+    typer.Option(help="On the CPU: memory the nets may use.", rich_help_panel=NETS),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(help="cpu, cuda or cuda:N; else the best.", rich_help_panel=NETS),
+]
+TopM = Annotated[
+    int | None,
+    typer.Option(
+        help="Patches to choose; else the model card's.", rich_help_panel=NETS
+    ),
+]
+Strategy = Annotated[
+    str | None,
+    typer.Option(help="'learned' or 'uniform' sampling.", rich_help_panel=NETS),
+]
+Coverage = Annotated[
+    str | None,
+    typer.Option(
+        help="'selected' regions only, or 'all' tissue (the rest of it coarsely).",
+        rich_help_panel=NETS,
+    ),
+]
+KeepPredictions = Annotated[
+    bool | None,
+    typer.Option("--keep-predictions", help="Keep the nets' raw output for stitching."),
+]
+Simplify = Annotated[
+    float | None,
+    typer.Option(
+        "--simplify-um",
+        help="Tolerance of outlines, um; 0 = pixel edges.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+Frame = Annotated[
+    str | None,
+    typer.Option(
+        help="'qupath' (crop to the scan's bounds) or 'level0'.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+Gzip = Annotated[
+    bool | None,
+    typer.Option("--gzip", help="Write .geojson.gz.", rich_help_panel=OUTPUT),
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print the outcome as JSON on standard output.")
+]
+Data = Annotated[
+    Path, typer.Option(envvar="WSI_DATA", help="Folder with the labelled images.")
+]
+Seed = Annotated[int, typer.Option(help="Seed; the same seed gives the same result.")]

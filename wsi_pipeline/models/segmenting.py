@@ -1,0 +1,196 @@
+"""Segments regions with a trained net inside a memory budget, NumPy in and out."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from wsi_pipeline.config import SegmentOptions
+from wsi_pipeline.models.budget import (
+    BatchPlan,
+    ElasticBatch,
+    MemoryReport,
+    budget_for,
+    enforced,
+    held_bytes,
+    measure_peak,
+    plan_batch,
+    report_memory,
+    resolve_device,
+)
+from wsi_pipeline.models.cards import ModelFolder
+from wsi_pipeline.models.sampling import mip_levels, sample_levels
+from wsi_pipeline.models.segmenter import SegmentNet, load_segmenter
+
+COARSER_LEVELS = 2
+"""Mip levels above the one that is read, kept for wide cells."""
+
+# Beyond these a bigger batch is not faster; measured with the small nets.
+_LARGEST_BATCH = {"cpu": 8, "cuda": 128}
+
+
+class RegionSegmenter:
+    """Segments regions batch by batch: NumPy in, NumPy out.
+
+    Parameters
+    ----------
+    net : SegmentNet
+        In eval mode, on its device.
+    batch : int
+        Regions per forward pass. Smaller batches are filled up, so that a region gets
+        the same answer whatever it shares a batch with.
+    plan : BatchPlan, optional
+        Where the batch came from.
+    option : str
+        Name of the option that states the budget.
+    """
+
+    def __init__(
+        self,
+        net: SegmentNet,
+        batch: int,
+        *,
+        plan: BatchPlan | None = None,
+        option: str = "--memory",
+    ) -> None:
+        self.net = net.to(memory_format=torch.channels_last)
+        self.device = next(net.parameters()).device
+        self.plan = plan
+        self.elastic = ElasticBatch(batch, option)
+
+    @property
+    def batch(self) -> int:
+        """Regions per forward pass."""
+        return self.elastic.size
+
+    @property
+    def nodes(self) -> int:
+        """Side of the grid of nodes."""
+        return self.net.spec.nodes
+
+    @property
+    def classes(self) -> int:
+        """Number of classes, background included."""
+        return self.net.spec.classes
+
+    def level_for(self, side_px: float) -> int:
+        """Level to read a region of `side_px` base pixels from; see `read_level`."""
+        return read_level(self.net, side_px)
+
+    def warm_up(self, side_px: int) -> None:
+        """Run one full batch of blank regions, `side_px` wide on the level read."""
+        self(np.zeros((self.batch, 3, side_px, side_px), np.uint8), 0)
+
+    def __call__(
+        self, regions: NDArray[np.uint8], level: int
+    ) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
+        """Segment n regions.
+
+        Parameters
+        ----------
+        regions : (n, 3, s, s) uint8 array
+            Pixels on one level of the pyramid, n at least 1.
+        level : int
+            That level; the regions are ``s * 2**level`` base pixels wide.
+
+        Returns
+        -------
+        probabilities : (n, classes, h, w) float16 array
+        grids : (n, 2, h, w) float32 array
+            x and y of the nodes in [0, 1] of the region.
+
+        Raises
+        ------
+        BudgetError
+            If memory runs out with a single region.
+        """
+        parts = self.elastic.run(
+            lambda start, stop: self._forward(regions[start:stop], level), len(regions)
+        )
+        probabilities, grids = zip(*parts, strict=True)
+        return np.concatenate(probabilities), np.concatenate(grids)
+
+    def report(self) -> MemoryReport:
+        """Peaks of memory so far."""
+        return report_memory(self.device, self.plan.measured_bytes if self.plan else 0)
+
+    @torch.inference_mode()
+    def _forward(
+        self, regions: NDArray[np.uint8], level: int
+    ) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
+        n, size = len(regions), self.batch
+        full = np.full((size, *regions.shape[1:]), 255, np.uint8)
+        full[:n] = regions
+        pixels = torch.from_numpy(full).to(self.device).float() / 255
+        levels = mip_levels(pixels, COARSER_LEVELS + 1)
+        taps = self.net.spec.taps
+        result = self.net(
+            lambda grid: sample_levels(levels, grid, first=level, taps=taps), size
+        )
+        probabilities = result.logits.float().softmax(dim=1)[:n]
+        grids = result.grid[:n].cpu().numpy()
+        return probabilities.half().cpu().numpy(), np.ascontiguousarray(grids)
+
+
+def read_level(net: SegmentNet, side_px: float) -> int:
+    """Level to read a region of `side_px` base pixels from.
+
+    Its pixels are not coarser than a tap of an even grid, so that what it hides lies
+    well inside a cell, also where nodes are twice as dense.
+    """
+    tap_px = (side_px - 1) / (net.spec.nodes - 1) / net.spec.taps
+    return max(0, math.floor(math.log2(max(tap_px, 1))))
+
+
+@contextmanager
+def open_segmenter(
+    model: ModelFolder, options: SegmentOptions, side_px: float
+) -> Iterator[RegionSegmenter]:
+    """Load a model's segmenter, plan its batch, and hold the budget while in use.
+
+    Parameters
+    ----------
+    model : ModelFolder
+        With weights for the strategy.
+    options : SegmentOptions
+        Strategy, device, memory.
+    side_px : float
+        Side of a region in base pixels.
+
+    Yields
+    ------
+    RegionSegmenter
+        Ready; no pixel was read yet.
+
+    Raises
+    ------
+    BudgetError
+        If the budget does not allow a single region.
+    ConfigError
+        If there is no such device.
+    ModelError
+        If the model folder is incomplete or does not fit.
+    UnknownNameError
+        If the model has no weights for the strategy.
+    """
+    device = resolve_device(options.device)
+    budget, option = budget_for(device, options.memory, options.gpu_memory)
+    net = load_segmenter(model, options.strategy, str(device))
+    side = math.ceil(side_px / 2 ** read_level(net, side_px))
+
+    def measure(batch: int) -> int:
+        segmenter = RegionSegmenter(net, batch)
+        return measure_peak(device, lambda: segmenter.warm_up(side), held_bytes(net))
+
+    plan = plan_batch(
+        measure,
+        budget,
+        option=option,
+        what="segmenter",
+        largest=_LARGEST_BATCH[device.type],
+    )
+    with enforced(device, budget):
+        yield RegionSegmenter(net, plan.batch, plan=plan, option=option)

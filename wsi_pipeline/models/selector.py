@@ -1,0 +1,279 @@
+"""The patch selector: cross-attention that scores patches and aggregates the chosen.
+
+One query token per task; the attention that pools the chosen patches is the score that
+chooses them (iterative patch selection).
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from wsi_pipeline.errors import ModelError
+from wsi_pipeline.models.encoders import build_encoder
+
+
+@dataclasses.dataclass(frozen=True)
+class SelectorShape:
+    """Sizes of a selector, as its card's ``architecture`` holds them.
+
+    Parameters
+    ----------
+    encoder : str
+        Name in the table of encoders.
+    width : int
+        Length D of an embedding.
+    heads : int
+        Attention heads H.
+    key_width : int
+        Length of a head's keys and values.
+    inner_width : int
+        Hidden width of the MLP.
+    """
+
+    encoder: str = "small"
+    width: int = 128
+    heads: int = 4
+    key_width: int = 32
+    inner_width: int = 256
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Read a card's ``architecture``.
+
+        Raises
+        ------
+        ModelError
+            If a key is missing, unknown, or of the wrong type.
+        """
+        fields = {field.name: field.type for field in dataclasses.fields(cls)}
+        if set(data) != set(fields):
+            raise ModelError(
+                f"selector architecture: got keys {sorted(data)}, "
+                f"expected {sorted(fields)}"
+            )
+        for name, kind in fields.items():
+            if type(data[name]) is not kind or (kind is int and data[name] < 1):
+                raise ModelError(
+                    f"selector architecture: {name} = {data[name]!r} does not fit"
+                )
+        return cls(**data)
+
+    def to_json(self) -> dict[str, Any]:
+        """As stored in the card."""
+        return dataclasses.asdict(self)
+
+
+class CrossAttention(nn.Module):
+    """Learnable queries that attend to a bag of patch embeddings.
+
+    Parameters
+    ----------
+    width : int
+        Length D of an embedding.
+    tokens : int
+        Number T of queries, one per task.
+    heads, key_width, inner_width : int
+        See `SelectorShape`.
+    dropout : float
+        After the softmax, after the output projection, and after the MLP.
+
+    Notes
+    -----
+    The residual is the query, not the patches; keys are not normalised; the projections
+    have no bias.
+
+    References
+    ----------
+    Bergner et al., "Iterative Patch Selection for High-Resolution Image Recognition",
+    ICLR 2023, and its official code (benbergner/ips, 4c17c1d).
+    """
+
+    def __init__(
+        self,
+        width: int,
+        tokens: int,
+        heads: int,
+        key_width: int,
+        inner_width: int,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.heads, self.key_width = heads, key_width
+        bound = key_width**-0.5
+        self.queries = nn.Parameter(torch.empty(1, tokens, width))
+        nn.init.uniform_(self.queries, -bound, bound)
+        self.q = nn.Linear(width, heads * key_width, bias=False)
+        self.k = nn.Linear(width, heads * key_width, bias=False)
+        self.v = nn.Linear(width, heads * key_width, bias=False)
+        self.fc = nn.Linear(heads * key_width, width, bias=False)
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.expand = nn.Linear(width, inner_width)
+        self.shrink = nn.Linear(inner_width, width)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.dropout = nn.Dropout(dropout)
+
+    def scorer(self) -> Tensor:
+        """The matrix U of the folded scorer: logits of patches x are x U.
+
+        Returns
+        -------
+        (D, C) tensor
+            C = H x T channels, the token running fastest.
+        """
+        width = self.queries.shape[2]
+        q = self.q(self.queries[0]).view(-1, self.heads, self.key_width)  # (T, H, d)
+        k = self.k.weight.view(self.heads, self.key_width, width)  # (H, d, D)
+        folded = torch.einsum("thd,hdw->wht", q, k) * self.key_width**-0.5
+        scorer: Tensor = folded.reshape(width, -1)  # (D, H * T)
+        return scorer
+
+    def forward(self, x: Tensor, real: Tensor | None = None) -> Tensor:
+        """Aggregate bags: (b, n, D) to one token per task, (b, T, D).
+
+        Parameters
+        ----------
+        x : (b, n, D) tensor
+            Embeddings, n at least 1.
+        real : (b, n) bool tensor, optional
+            False where a row only pads a short bag.
+        """
+        b, n, _ = x.shape
+        tokens = self.queries.shape[1]
+        logits = (x @ self.scorer()).view(b, n, self.heads, tokens)
+        if real is not None:
+            logits = logits.masked_fill(~real[:, :, None, None], -torch.inf)
+        weights = self.dropout(logits.softmax(1))
+        values = self.v(x).view(b, n, self.heads, self.key_width)
+        pooled = torch.einsum("bnht,bnhd->bthd", weights, values)
+        joined = self.fc(pooled.reshape(b, tokens, -1))  # (b, T, H * d) to (b, T, D)
+        y: Tensor = self.norm1(self.queries + self.dropout(joined))
+        inner = self.dropout(self.shrink(torch.relu(self.expand(y))))
+        z: Tensor = self.norm2(y + inner)
+        return z
+
+
+class SelectorNet(nn.Module):
+    """Encoder, cross-attention and one linear head per task.
+
+    Parameters
+    ----------
+    shape : SelectorShape
+        Sizes.
+    tasks : tuple of str
+        What each token predicts: the probability that the slide shows it.
+    """
+
+    def __init__(self, shape: SelectorShape, tasks: tuple[str, ...]) -> None:
+        super().__init__()
+        if not tasks:
+            raise ModelError("a selector needs at least one task, got none")
+        self.shape, self.tasks = shape, tasks
+        self.encoder = build_encoder(shape.encoder, shape.width)
+        self.attention = CrossAttention(
+            shape.width,
+            len(tasks),
+            shape.heads,
+            shape.key_width,
+            shape.inner_width,
+        )
+        self.outputs = nn.ModuleList(nn.Linear(shape.width, 1) for _ in tasks)
+
+    @property
+    def channels(self) -> int:
+        """Number C of attention channels, heads x tasks."""
+        return self.shape.heads * len(self.tasks)
+
+    def forward(self, patches: Tensor, real: Tensor) -> Tensor:
+        """Logit per task of bags of patches: (b, n, 3, p, p) to (b, T).
+
+        Parameters
+        ----------
+        real : (b, n) bool tensor
+            False where a patch only pads a short bag.
+        """
+        b, n = real.shape
+        x = self.embed(patches.flatten(0, 1)).view(b, n, -1)
+        return self.predict(x, real)
+
+    def embed(self, patches: Tensor) -> Tensor:
+        """Encode patches: (n, 3, p, p) uint8 to (n, D)."""
+        x: Tensor = self.encoder(patches)
+        return x
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Attention logits of embeddings: (n, D) to (n, C), at least float32."""
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        return x.to(dtype) @ self.attention.scorer().to(dtype)
+
+    def predict(self, x: Tensor, real: Tensor | None = None) -> Tensor:
+        """Logit per task of bags: (b, n, D) to (b, T)."""
+        tokens = self.attention(x, real)
+        parts = [head(tokens[:, t]) for t, head in enumerate(self.outputs)]
+        return torch.cat(parts, dim=1)
+
+
+class Choice(NamedTuple):
+    """Scores of n patches and the choice among them.
+
+    ``score`` (n,) float64 sums to 1; ``rank`` (n,) int64, 0 = most salient; ``chosen``
+    (n,) bool.
+    """
+
+    score: NDArray[np.float64]
+    rank: NDArray[np.int64]
+    chosen: NDArray[np.bool_]
+
+
+def choose_patches(logits: NDArray[np.floating], top_m: int) -> Choice:
+    """Exact selection: one softmax over all patches per channel, mean, top M.
+
+    Parameters
+    ----------
+    logits : (n, C) float array
+        Attention logit per patch and channel.
+    top_m : int
+        M; all patches are chosen where there are no more.
+
+    Returns
+    -------
+    Choice
+        Equal scores go to the lower patch id.
+
+    Raises
+    ------
+    ModelError
+        If a logit is not finite: there is no order among such patches.
+
+    Notes
+    -----
+    Ranked in float64, so that neither the batch nor the order of the patches matters.
+    Memory: two (n, C) float64 arrays, 32 MB for 250,000 patches and 8 channels.
+
+    References
+    ----------
+    Bergner et al., ICLR 2023: attention averaged over heads, then over queries; here
+    with the normaliser of all patches instead of the current buffer's.
+    """
+    wrong = ~np.isfinite(logits).all(axis=1)
+    if wrong.any():
+        raise ModelError(
+            f"the selector gave no finite logit for {int(wrong.sum())} of "
+            f"{len(logits)} patches, the first is patch {int(wrong.argmax())}; "
+            "its weights are damaged or do not fit"
+        )
+    n = len(logits)
+    if not n:
+        empty = np.empty(0, np.int64)
+        return Choice(empty.astype(np.float64), empty, empty.astype(np.bool_))
+    wide = logits.astype(np.float64)
+    weights = np.exp(wide - wide.max(axis=0))
+    weights /= weights.sum(axis=0)
+    score = weights.mean(axis=1)
+    rank = np.empty(n, np.int64)
+    rank[np.argsort(-score, kind="stable")] = np.arange(n)
+    return Choice(score, rank, rank < top_m)

@@ -1,0 +1,141 @@
+"""Turns what a user names (slides, folders, a samplesheet) into a batch's entries."""
+
+import csv
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.readers.discovery import find_slides, slide_id
+
+_SAMPLE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file of a batch.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    slide_id : str
+        Name of its results folder.
+    skip : str
+        Why it is no slide; empty for a slide.
+    mpp : float, optional
+        um/px of level 0 from the samplesheet.
+    tissue : Path, optional
+        The user's tissue mask from the samplesheet.
+    """
+
+    path: Path
+    slide_id: str
+    skip: str = ""
+    mpp: float | None = None
+    tissue: Path | None = None
+
+
+def list_entries(slides: Sequence[Path]) -> Iterator[Entry]:
+    """Yield every file of a batch once, with its id.
+
+    Parameters
+    ----------
+    slides : sequence of Path
+        Slides, folders, globs, or one samplesheet.
+
+    Raises
+    ------
+    ConfigError
+        If two files get the same id, or the samplesheet is wrong.
+    SlideError
+        If a path does not exist.
+    """
+    if len(slides) == 1 and slides[0].suffix.lower() == ".csv" and slides[0].is_file():
+        entries = read_samplesheet(slides[0])
+    else:
+        entries = [
+            Entry(c.path, slide_id(c), skip=c.reason if c.kind == "skip" else "")
+            for c in find_slides(slides)
+        ]
+    seen: dict[str, Path] = {}
+    for entry in entries:
+        # file systems that fold case would let two such slides share a folder
+        other = seen.setdefault(entry.slide_id.lower(), entry.path)
+        if other != entry.path:
+            raise ConfigError(
+                f"{entry.path} and {other} get the same id {entry.slide_id!r}; "
+                "rename one, or name both in a samplesheet"
+            )
+        yield entry
+
+
+def pick_samples(entries: list[Entry], only: Sequence[str]) -> list[Entry]:
+    """Keep the entries of some samples.
+
+    Raises
+    ------
+    ConfigError
+        If a sample is not there.
+    """
+    if not only:
+        return entries
+    missing = set(only) - {entry.slide_id for entry in entries}
+    if missing:
+        raise ConfigError(
+            f"--only: no sample {', '.join(sorted(missing))} in the sheet"
+        )
+    return [entry for entry in entries if entry.slide_id in only]
+
+
+def read_samplesheet(path: Path) -> list[Entry]:
+    """Read ``sample,slide[,mpp,tissue,label]``; paths are relative to the sheet.
+
+    Raises
+    ------
+    ConfigError
+        If a column is missing or unknown, or a value is wrong; names the line.
+    """
+    known = {"sample", "slide", "mpp", "tissue", "label"}
+    with path.open(newline="", encoding="utf-8-sig") as stream:
+        reader = csv.DictReader(stream)
+        columns = set(reader.fieldnames or ())
+        if not {"sample", "slide"} <= columns or not columns <= known:
+            raise ConfigError(
+                f"{path}: columns are {sorted(columns)}, expected sample,slide and "
+                "optionally mpp,tissue,label"
+            )
+        rows = list(reader)
+    entries = []
+    for line, row in enumerate(rows, 2):
+        where = f"{path}, line {line}"
+        sample, slide = (row["sample"] or "").strip(), (row["slide"] or "").strip()
+        if not slide:
+            raise ConfigError(f"{where}: no slide")
+        if not _SAMPLE.fullmatch(sample):
+            raise ConfigError(
+                f"{where}: sample {sample!r}; expected letters, digits, '.', '_', '-', "
+                "not starting with '.'"
+            )
+        entries.append(
+            Entry(
+                path.parent / slide,
+                sample,
+                mpp=_positive(row.get("mpp"), where),
+                tissue=path.parent / row["tissue"] if row.get("tissue") else None,
+            )
+        )
+    return entries
+
+
+def _positive(text: str | None, where: str) -> float | None:
+    if text is None or not text.strip():
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < float("inf"):
+        raise ConfigError(f"{where}: mpp is {text!r}, expected um/px above 0")
+    return value

@@ -1,0 +1,1 @@
+"""What synthetic tissue is made of: noise, layout, glands, nuclei, stain, artefacts."""

@@ -1,0 +1,106 @@
+"""Losses of the deformed segmenter: area-weighted soft labels, and where edges are."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+_AREA_RANGE = 0.1, 10.0
+
+
+def area_weights(areas: Tensor) -> Tensor:
+    """Weight of each node so that a mean over nodes is a mean over the region.
+
+    Parameters
+    ----------
+    areas : (n, 1, h, w) float tensor
+        Area of the nodes' cells, any unit.
+
+    Returns
+    -------
+    (n, 1, h, w) float tensor
+        Mean 1 per region; clipped to 0.1-10 of the mean area before.
+    """
+    relative = areas / areas.mean(dim=(2, 3), keepdim=True)
+    clipped = relative.clamp(*_AREA_RANGE)
+    return clipped / clipped.mean(dim=(2, 3), keepdim=True)
+
+
+def soft_cross_entropy(logits: Tensor, soft: Tensor, areas: Tensor) -> Tensor:
+    """Cross entropy against class shares, weighted by area.
+
+    Parameters
+    ----------
+    logits : (n, c, h, w) float tensor
+        Per node.
+    soft : (n, c, h, w) float tensor
+        Share of each class in the node's cell; what is missing to 1 is ignored.
+    areas : (n, 1, h, w) float tensor
+        Area of the nodes' cells.
+
+    Returns
+    -------
+    scalar tensor
+        Mean over the labelled area, in nats.
+    """
+    weight = area_weights(areas)
+    loss = -(soft * logits.float().log_softmax(dim=1)).sum(dim=1, keepdim=True)
+    labelled = (soft.sum(dim=1, keepdim=True) * weight).sum()
+    return (loss * weight).sum() / labelled.clamp_min(1e-6)
+
+
+def boundary_density(
+    labels: Tensor, nodes: int, *, blur_nodes: float = 0.7, floor: float = 0.2
+) -> Tensor:
+    """Density that a perfect guess of the class boundaries would ask for.
+
+    Parameters
+    ----------
+    labels : (n, h, w) int tensor
+        Class per sample, h and w multiples of `nodes`; 255 = ignored.
+    nodes : int
+        Side of the density.
+    blur_nodes : float
+        Sigma of the Gaussian that widens the boundaries, nodes.
+    floor : float
+        Share that is spread evenly.
+
+    Returns
+    -------
+    (n, 1, nodes, nodes) float tensor
+        Sums to 1; even where a region has no boundary.
+    """
+    edge = torch.zeros(labels.shape, dtype=torch.float32, device=labels.device)
+    for axis in (1, 2):
+        size = labels.shape[axis] - 1
+        a, b = labels.narrow(axis, 0, size), labels.narrow(axis, 1, size)
+        change = ((a != b) & (a != 255) & (b != 255)).float()
+        # both sides of a change are boundary
+        for start in (0, 1):
+            part = edge.narrow(axis, start, size)
+            part.copy_(torch.maximum(part, change))
+    pooled = functional.adaptive_avg_pool2d(edge[:, None], nodes)
+    reach = math.ceil(3 * blur_nodes)
+    steps = torch.arange(-reach, reach + 1, device=labels.device)
+    kernel = torch.exp(-0.5 * (steps / blur_nodes) ** 2)
+    kernel = kernel / kernel.sum()
+    padded = functional.pad(pooled, (reach,) * 4, mode="replicate")
+    rows = functional.conv2d(padded, kernel.view(1, 1, 1, -1))
+    blurred = functional.conv2d(rows, kernel.view(1, 1, -1, 1))
+    total = blurred.sum(dim=(2, 3), keepdim=True)
+    even = torch.full_like(blurred, 1 / nodes**2)
+    peaked = torch.where(total > 0, blurred / total.clamp_min(1e-12), even)
+    return (1 - floor) * peaked + floor * even
+
+
+def density_divergence(density: Tensor, target: Tensor) -> Tensor:
+    """KL(target || density), mean over regions, nats.
+
+    Parameters
+    ----------
+    density, target : (n, 1, h, w) float tensors
+        Positive, sums 1.
+    """
+    terms = target * (target.log() - density.clamp_min(1e-12).log())
+    return terms.sum(dim=(1, 2, 3)).mean()
