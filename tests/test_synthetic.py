@@ -16,6 +16,7 @@ from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.geometry import Box, Scale
 from wsi_pipeline.ngff import Source
 from wsi_pipeline.pyramid import MaskPyramid
+from wsi_pipeline.synthesis import painting
 from wsi_pipeline.synthesis.artefacts import Artefact
 from wsi_pipeline.synthesis.blocks import BlockTask, join_boxes, run_tasks
 from wsi_pipeline.synthesis.boxes import paint_box
@@ -94,13 +95,23 @@ def test_boxes_of_one_plane_agree(x: int, y: int, w: int, h: int) -> None:
         assert np.array_equal(whole[5 : 5 + h, 9 : 9 + w], part)
 
 
-def test_no_seam_shows_where_blocks_meet() -> None:
-    rgb, _ = paint_region(6, (1024, 256), 0.5, mix=only(1), stain_variation=0)
-    steps = np.abs(np.diff(rgb.astype(np.int16), axis=1)).mean(axis=(0, 2))
-    assert steps[511] < 1.25 * np.median(steps)
+def test_the_size_of_the_blocks_leaves_no_trace(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World(6, Mosaic(77, 300.0, only(0, 1, 2, 3, 4, 5)), 0.0)
+    parts = [painting.paint_block(world, column, 0, 0.5) for column in (0, 1)]
+    monkeypatch.setattr(painting, "BLOCK_PX", 1024)
+    rgb, truth = painting.paint_block(world, 0, 0, 0.5)
+    for column, (part, classes) in enumerate(parts):
+        across = slice(512 * column, 512 * (column + 1))
+        apart = np.abs(part.astype(np.int16) - rgb[:512, across])
+        # sums of floats in another order turn a few roundings
+        assert (apart > 0).mean() < 0.002
+        assert apart.max() <= 30
+        assert (classes != truth[:512, across]).mean() < 1e-4
 
 
-@pytest.mark.parametrize("mpp", [0.25, 0.5, 1.0, 2.5])
+@pytest.mark.parametrize("mpp", [0.6, 1.0, 2.5])
 def test_every_class_that_is_asked_for_is_there(mpp: float) -> None:
     side = round(900 / mpp)
     _, truth = paint_region(2, (side, side), mpp)
@@ -116,17 +127,20 @@ def test_classes_that_are_not_asked_for_are_absent(pattern: int) -> None:
 
 def test_unequal_shares_are_drawn_by_lot() -> None:
     mix = (0.0, 0.3, 0.0, 0.0, 0.1, 0.6)
-    _, truth = paint_region(9, (1024, 1024), 1.5, mix=mix, patch_um=150)
+    _, truth = paint_region(9, (512, 512), 1.5, mix=mix, patch_um=150)
     shares = np.bincount(truth.ravel(), minlength=6) / truth.size
     assert shares[5] > shares[4] > 0
     assert shares[[0, 2, 3]].sum() == 0
 
 
 def test_shapes_do_not_depend_on_the_pixel_size() -> None:
-    _, fine = paint_region(2, (1024, 1024), 0.5, patch_um=400)
-    _, coarse = paint_region(2, (512, 512), 1.0, patch_um=400)
+    _, fine = paint_region(2, (1024, 512), 0.25, patch_um=150)
+    _, middle = paint_region(2, (512, 256), 0.5, patch_um=150)
+    _, coarse = paint_region(2, (256, 128), 1.0, patch_um=150)
+    assert len(np.unique(fine)) >= 4
     # borders move by at most a pixel
-    assert (fine[::2, ::2] == coarse).mean() > 0.985
+    assert (fine[::2, ::2] == middle).mean() > 0.985
+    assert (middle[::2, ::2] == coarse).mean() > 0.975
 
 
 def test_epithelium_has_one_colour_in_all_glands(tissues: dict[int, Image]) -> None:
@@ -190,8 +204,9 @@ def test_stain_varies_by_seed_unless_told_not_to() -> None:
 
     varied = np.array([tone(seed, 1.0) for seed in range(6)])
     same = np.array([tone(seed, 0.0) for seed in range(6)])
-    assert np.ptp(varied, axis=0).max() > 12
-    assert np.ptp(same, axis=0).max() < 8
+    assert np.ptp(varied, axis=0).max() > 20
+    # fibres and clefts fall differently
+    assert np.ptp(same, axis=0).max() < 12
 
 
 def test_truth_is_background_under_black_pen_only() -> None:
@@ -333,15 +348,18 @@ def test_more_processes_write_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_levels_above_the_blocks_are_area_means(tmp_path: Path) -> None:
-    slide = write_slide(tmp_path / "long.tiff", seed=1, size_px=(33_000, 300), mpp=1.5)
+    slide = write_slide(
+        tmp_path / "long.tiff", seed=1, size_px=(17_000, 260), lesions="none"
+    )
     with openslide.OpenSlide(slide.slide_path) as opened:
         sizes = opened.level_dimensions
-        assert sizes[-1] == (1032, 10)
+        assert sizes[-1] == (532, 9)
         finer = opened.read_region((0, 0), 4, sizes[4]).convert("RGB")
         coarser = opened.read_region((0, 0), 5, sizes[5]).convert("RGB")
-    mean = reduce_by_two(np.asarray(finer)).astype(int)
-    # both went through JPEG
-    assert np.abs(mean - np.asarray(coarser)).mean() < 4
+    mean = reduce_by_two(np.asarray(finer)).mean(-1)
+    apart = np.abs(mean - np.asarray(coarser).mean(-1))[:8]
+    # grey levels, as JPEG halves the colours' resolution
+    assert apart.mean() < 3
 
 
 def test_coarse_truth_is_every_second_pixel(tmp_path: Path) -> None:

@@ -141,6 +141,15 @@ def test_glass_at_the_edge_is_no_hole_however_small() -> None:
     assert not tissue_mask(picture, MPP)[10, 50]
 
 
+def test_tissue_near_the_edge_is_not_stretched_to_it() -> None:
+    picture = noisy(GLASS, (100, 200))
+    paint(picture, PINK, 6, 0, 90, 100)
+    found = tissue_mask(picture, MPP)
+    assert found[10:90, :98].all()
+    assert not found[:4].any()
+    assert not found[98:].any()
+
+
 def test_black_inside_tissue_is_never_filled() -> None:
     picture = noisy(PINK, (200, 200))
     picture[80:120, 80:120] = 0

@@ -97,32 +97,22 @@ def stitch_masks(
     Weights are raised cosines, the same for a region wherever blocks end. Regions in
     detail hide coarse ones by the sum of their weights, so a coarse region shows
     through only towards the border of those in detail.
-    Memory: for C classes 12 * C * TILE_PX**2 bytes of accumulators (75 MB for 6), three
-    label shards (48 MB), and the predictions that touch one shard.
+    Memory: for C classes 16 * C * TILE_PX**2 bytes of accumulators (100 MB for 6),
+    three label shards (48 MB), and the predictions that touch one shard.
     """
     layout = _Layout.of(pyramid, store)
     base = pyramid.levels[0]
-    wanted: list[tuple[Path, Sequence[MaskClass]]] = [
-        (mask_path, classes),
-        (coverage_path, COVERAGE_CLASSES),
-    ]
-    if confidence_path is not None:
-        wanted.append((confidence_path, ()))
+    rows: list[Sequence[MaskClass]] = [classes, COVERAGE_CLASSES, ()]
+    paths = (mask_path, coverage_path, confidence_path)
     with ExitStack() as stack:
         labels = [
-            MaskPyramid.create(
-                stack.enter_context(staged(path)),
-                pyramid.source,
-                int(base.downsample),
-                rows,
-                facts,
-            )
-            for path, rows in wanted
+            _create(stack.enter_context(staged(path)), pyramid, row, facts)
+            for path, row in zip(paths, rows, strict=True)
+            if path is not None
         ]
         blocks = list(base.box.blocks(labels[0].shard_px(0)))
         for done, block in enumerate(blocks, 1):
-            regions = [store.get(i) for i in layout.touching(block)]
-            _check(regions, classes, store.path)
+            regions = layout.regions(store, block, classes)
             layers = _stitch_block(block, regions, tissue, classes, base.downsample)
             for label, layer in zip(labels, layers, strict=False):
                 label.put(0, block, layer)
@@ -133,6 +123,17 @@ def stitch_masks(
     if not options.keep_predictions:
         remove(store.path)
     return MaskPyramid(mask_path)
+
+
+def _create(
+    path: Path,
+    pyramid: Pyramid,
+    classes: Sequence[MaskClass],
+    facts: dict[str, Any] | None,
+) -> MaskPyramid:
+    """An empty label on the grid of a pyramid."""
+    base = int(pyramid.levels[0].downsample)
+    return MaskPyramid.create(path, pyramid.source, base, classes, facts)
 
 
 @dataclass(frozen=True)
@@ -161,12 +162,16 @@ class _Layout:
             )
         return cls(edges // factor)
 
-    def touching(self, box: Box) -> list[int]:
-        """Rows of the regions that share pixels with a box of the base."""
+    def regions(
+        self, store: RegionStore, box: Box, classes: Sequence[MaskClass]
+    ) -> list[RegionPrediction]:
+        """The regions that share pixels with a box of the base, checked."""
         left, top, right, bottom = self.edges.T
         hit = (left < box.right) & (right > box.x)
         hit &= (top < box.bottom) & (bottom > box.y)
-        return [int(i) for i in np.flatnonzero(hit)]
+        found = [store.get(int(i)) for i in np.flatnonzero(hit)]
+        _check(found, classes, store.path)
+        return found
 
 
 def _check(
@@ -194,25 +199,27 @@ def _stitch_block(
     downsample: float,
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]:
     """Mask, coverage and confidence of a block of the base, (h, w) uint8 each."""
-    shape = block.h, block.w
-    mask = np.empty(shape, np.uint8)
-    coverage = np.empty(shape, np.uint8)
-    confidence = np.empty(shape, np.uint8)
+    on_tissue = _tissue_at(tissue, block, downsample)
+    mask = np.where(on_tissue, NOT_COMPUTED, 0).astype(np.uint8)
+    coverage = np.where(on_tissue, SKIPPED, NO_TISSUE).astype(np.uint8)
+    confidence = np.full(mask.shape, NOT_COMPUTED, np.uint8)
     values = np.array([kind.value for kind in classes], np.uint8)
     for tile in block.blocks(TILE_PX):
-        place = tile.shift(-block.x, -block.y)
-        on_tissue = _tissue_at(tissue, tile, downsample)
-        blend = _Blend.of(tile, regions, len(classes), downsample)
+        near = [
+            r for r in regions if r.box.scaled_down(downsample).intersect(tile).area_px
+        ]
+        if not near:
+            continue
+        blend = _Blend.of(tile, near, len(classes), downsample)
         best = blend.mean.argmax(axis=0)
         sure = np.take_along_axis(blend.mean, best[None], axis=0)[0]
-        alone = np.where(on_tissue, NOT_COMPUTED, 0)
-        mask[place.rows, place.columns] = np.where(blend.any, values[best], alone)
-        skipped = np.where(on_tissue, SKIPPED, NO_TISSUE)
-        how = np.where(blend.detailed, IN_DETAIL, COARSELY)
-        coverage[place.rows, place.columns] = np.where(blend.any, how, skipped)
-        confidence[place.rows, place.columns] = np.where(
-            blend.any, np.rint(np.clip(sure, 0, 1) * CERTAIN), NOT_COMPUTED
-        )
+        place = tile.shift(-block.x, -block.y)
+        here = place.rows, place.columns
+        np.copyto(mask[here], values[best], where=blend.any)
+        how = np.where(blend.detailed, IN_DETAIL, COARSELY).astype(np.uint8)
+        np.copyto(coverage[here], how, where=blend.any)
+        share = np.rint(np.clip(sure, 0, 1) * CERTAIN).astype(np.uint8)
+        np.copyto(confidence[here], share, where=blend.any)
     return mask, coverage, confidence
 
 

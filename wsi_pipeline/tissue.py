@@ -262,8 +262,7 @@ def _clean(
     lowest, highest = (int(code[round(v * _STEPS)]) for v in (_STAIN_MIN, _STAIN_MAX))
     threshold = min(max(_otsu(smooth[~never]), lowest), highest)
     mask = smooth > threshold
-    radius = _radius(_CLOSE_UM, mpp)
-    mask = ~_dilated(~_dilated(mask, radius), radius)
+    mask = _closed(mask, _radius(_CLOSE_UM, mpp))
     mask = _without_small(mask, options.min_hole_um2 / mpp**2, holes=True)
     mask &= ~never
     return _without_small(mask, max(2.0, options.min_area_um2 / mpp**2), holes=False)
@@ -295,6 +294,13 @@ def _box_mean(mask: NDArray[np.bool_], radius: int) -> NDArray[np.uint8]:
 def _dilated(mask: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
     """Pixels with True in the square around them."""
     return _box_mean(mask, radius) > 0
+
+
+def _closed(mask: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
+    """Fill gaps narrower than the square; the picture's edge is no tissue."""
+    rim = radius + 1
+    padded = np.pad(mask, rim)
+    return ~_dilated(~_dilated(padded, radius), radius)[rim:-rim, rim:-rim]
 
 
 def _without_small(

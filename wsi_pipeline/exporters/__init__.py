@@ -124,29 +124,9 @@ def export_masks(
     are held at once because neighbours share their borders.
     """
     write = EXPORTERS.load(options.format)
-    if confidence is not None and confidence.levels[0] != masks.levels[0]:
-        raise ExportError(
-            f"{confidence.path}: its base has {confidence.levels[0].size_px} px, "
-            f"{masks.path} has {masks.levels[0].size_px} px; stitch them together"
-        )
+    trace = _trace(masks, confidence, options)
+    frame = _frame(masks, options)
     pixel_um2 = masks.scale.area_um2
-    trace = trace_objects(
-        lambda box: masks.read_level(box, 0),
-        masks.levels[0].box,
-        block_px=BLOCK_PX,
-        min_pixels=max(1, int(np.ceil(options.min_area_um2 / pixel_um2 - 1e-9))),
-        read_confidence=None
-        if confidence is None
-        else lambda box: confidence.read_level(box, 0),
-    )
-    _check_values(trace, masks)
-    slide_box = Box(0, 0, *masks.source.size_px)
-    frame = Frame(
-        options.frame,
-        masks.source.bounds.intersect(slide_box)
-        if options.frame == "qupath"
-        else slide_box,
-    )
     outlines = place(
         trace.objects,
         downsample=masks.levels[0].downsample,
@@ -176,6 +156,36 @@ def export_masks(
         if kind.value
     )
     return ExportSummary(path, len(objects), frame.name, frame.offset_px, classes)
+
+
+def _trace(
+    masks: MaskPyramid, confidence: MaskPyramid | None, options: ExportOptions
+) -> Trace:
+    """Objects of the mask's base that are large enough."""
+    if confidence is not None and confidence.levels[0] != masks.levels[0]:
+        raise ExportError(
+            f"{confidence.path}: its base has {confidence.levels[0].size_px} px, "
+            f"{masks.path} has {masks.levels[0].size_px} px; stitch them together"
+        )
+    # 1e-9 px absorbs the rounding of an area that is a whole number of pixels
+    least = np.ceil(options.min_area_um2 / masks.scale.area_um2 - 1e-9)
+    trace = trace_objects(
+        lambda box: masks.read_level(box, 0),
+        masks.levels[0].box,
+        block_px=BLOCK_PX,
+        min_pixels=max(1, int(least)),
+        read_confidence=None
+        if confidence is None
+        else lambda box: confidence.read_level(box, 0),
+    )
+    _check_values(trace, masks)
+    return trace
+
+
+def _frame(masks: MaskPyramid, options: ExportOptions) -> Frame:
+    whole = Box(0, 0, *masks.source.size_px)
+    seen = masks.source.bounds.intersect(whole)
+    return Frame(options.frame, seen if options.frame == "qupath" else whole)
 
 
 def _check_values(trace: Trace, masks: MaskPyramid) -> None:

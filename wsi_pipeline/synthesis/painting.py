@@ -165,8 +165,10 @@ def _lay_tissue(
 
     texture = fibre_texture(octave)
     wrap = texture.shape[0] - 1
-    column = np.arange(side, dtype=np.float32) + np.float32(frame.px[0] & wrap)
-    row = np.arange(side, dtype=np.float32) + np.float32(frame.px[1] & wrap)
+    # whole periods added, as truncation is no floor below 0
+    ahead = 8 * (wrap + 1)
+    column = np.arange(side, dtype=np.float32) + np.float32(ahead + frame.px[0] % ahead)
+    row = np.arange(side, dtype=np.float32) + np.float32(ahead + frame.px[1] % ahead)
     u = (frame.enlarge(bend[0] / np.float32(mpp)) + column).astype(np.int32) & wrap
     v = frame.enlarge(bend[1] / np.float32(mpp)) + row[:, None]
     v = v.astype(np.int32) & wrap

@@ -1,0 +1,88 @@
+"""A small segmenter with random weights, for tests that need one but not its answers."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from wsi_pipeline.models.cards import (
+    ClassCard,
+    ModelCard,
+    ModelFolder,
+    SegmenterCard,
+    SelectorCard,
+    write_card,
+)
+from wsi_pipeline.models.segmenter import STRATEGIES, SegmenterSpec, SegmentNet
+from wsi_pipeline.models.weights import save_state
+
+CLASSES = (
+    ClassCard(value=0, name="Background", rgb=(255, 255, 255)),
+    ClassCard(value=1, name="One", rgb=(0, 158, 115)),
+    ClassCard(value=2, name="Two", rgb=(213, 94, 0)),
+)
+
+
+def small_spec(
+    nodes: int = 16, strategies: tuple[str, ...] = STRATEGIES
+) -> SegmenterSpec:
+    """A spec with few channels and nodes."""
+    return SegmenterSpec(
+        len(CLASSES),
+        nodes=nodes,
+        widths=(8, 12),
+        density_widths=(4, 8),
+        sigma=0.1,
+        strategies=strategies,
+    )
+
+
+def small_model(
+    folder: Path,
+    *,
+    mpp: float = 1.0,
+    region_px: int = 128,
+    strategies: tuple[str, ...] = STRATEGIES,
+    seed: int = 0,
+) -> ModelFolder:
+    """Write a model folder; its density net is not even, its selector is absent."""
+    spec = small_spec(strategies=strategies)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        arms = nn.ModuleDict({s: SegmentNet(spec, s) for s in strategies})
+        for arm in arms.values():
+            assert isinstance(arm, SegmentNet)
+            if arm.density is not None:
+                nn.init.normal_(arm.density.net.head.weight, std=1.0)
+    segmenter = SegmenterCard(
+        sha256=save_state(arms, folder / "segmenter.safetensors"),
+        mpp=mpp,
+        region_px=region_px,
+        nodes=spec.nodes,
+        architecture=spec.to_json(),
+        training={},
+        metrics={},
+    )
+    card = ModelCard(
+        name="small",
+        version="1",
+        summary="random weights",
+        intended_use="tests",
+        limits="knows nothing",
+        licence="Apache-2.0",
+        data="none",
+        classes=CLASSES,
+        selector=SelectorCard(
+            sha256="0" * 64,
+            mpp=mpp,
+            patch_px=64,
+            top_m=4,
+            tasks=("one",),
+            architecture={},
+            training={},
+            metrics={},
+        ),
+        segmenter=segmenter,
+    )
+    write_card(folder, card)
+    return ModelFolder(folder, card)
