@@ -1,4 +1,4 @@
-"""A small segmenter with random weights, for tests that need one but not its answers."""
+"""A small segmenter with random weights, for tests that need no good answers."""
 
 from pathlib import Path
 

@@ -111,7 +111,7 @@ def test_even_density_through_the_whole_deformed_path_is_the_baseline() -> None:
     uniform, learned = (SegmentNet(spec, s).eval() for s in ("uniform", "learned"))
     learned.net.load_state_dict(uniform.net.state_dict())
     head = learned.density.net.head  # type: ignore[union-attr]  # learned has one
-    nn.init.normal_(head.weight, std=2e-3)
+    nn.init.normal_(head.weight, std=0.05)
     unit = np.linspace(0, 1, 256)
     masks = []
     image = np.kron(pixels(1, 16, seed=5), np.ones((1, 1, 16, 16), np.uint8))

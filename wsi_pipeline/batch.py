@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from wsi_pipeline.config import RunConfig
-from wsi_pipeline.errors import ConfigError, WsiError
+from wsi_pipeline.errors import ConfigError, NotASlideError, WsiError
 from wsi_pipeline.models.cards import ModelFolder
 from wsi_pipeline.pipeline import final_key, model_facts, run_slide
 from wsi_pipeline.publishing import list_files, make_folder, publish_json
@@ -204,6 +204,10 @@ class _Worker:
                 job, self.out, self.model, self.config, progress=self.progress
             )
             return Outcome(entry.path, manifest)
+        except NotASlideError as error:
+            reason = _one_line(str(error)).removeprefix(f"{name}: ")
+            manifest = Manifest(entry.slide_id, name, "", "skipped", reason)
+            return Outcome(entry.path, manifest)
         except WsiError as error:
             reason = str(error)
         except Exception as error:  # one slide never takes the batch with it
@@ -214,7 +218,7 @@ class _Worker:
             name,
             key,
             "failed",
-            _one_line(reason),
+            _one_line(reason).removeprefix(f"{name}: "),
             config=self.config.model_dump(mode="json"),
             model=model_facts(self.model),
         )
