@@ -53,7 +53,7 @@ def small_model(
         for arm in arms.values():
             assert isinstance(arm, SegmentNet)
             if arm.density is not None:
-                nn.init.normal_(arm.density.net.head.weight, std=1.0)
+                nn.init.normal_(arm.density.net.head.weight, std=50.0)
     segmenter = SegmenterCard(
         sha256=save_state(arms, folder / "segmenter.safetensors"),
         mpp=mpp,

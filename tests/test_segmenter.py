@@ -109,18 +109,22 @@ def test_even_density_through_the_whole_deformed_path_is_the_baseline() -> None:
     torch.manual_seed(0)
     spec = small_spec(nodes=32)
     uniform, learned = (SegmentNet(spec, s).eval() for s in ("uniform", "learned"))
+    with torch.no_grad():
+        # untrained logits hardly differ: centre them on an image, so that all classes win
+        image = np.kron(pixels(1, 16, seed=5), np.ones((1, 1, 16, 16), np.uint8))
+        view = torch.from_numpy(image[..., ::8, ::8]).float() / 127.5 - 1
+        uniform.net.head.bias -= uniform.net(view).mean(dim=(0, 2, 3))
     learned.net.load_state_dict(uniform.net.state_dict())
     head = learned.density.net.head  # type: ignore[union-attr]  # learned has one
-    nn.init.normal_(head.weight, std=0.05)
+    nn.init.normal_(head.weight, std=0.5)
     unit = np.linspace(0, 1, 256)
     masks = []
-    image = np.kron(pixels(1, 16, seed=5), np.ones((1, 1, 16, 16), np.uint8))
     for net in (uniform, learned):
         probabilities, grids = RegionSegmenter(net, 1)(image, 0)
         masks.append(sample_at(probabilities[0], grids[0], unit, unit).argmax(axis=0))
     # not the identity to the last bit, so the exact inverse is at work
     assert 2e-6 < np.abs(grids - identity_grid(32, 32).numpy()).max() < 1e-3
-    assert len(np.unique(masks[0])) > 1
+    assert np.bincount(masks[0].ravel()).min() > 2000
     assert mean_iou(confusion(masks[0], masks[1], 3)) > 0.998
 
 

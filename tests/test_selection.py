@@ -9,7 +9,7 @@ import torch
 
 from wsi_pipeline import selection
 from wsi_pipeline.config import SelectOptions
-from wsi_pipeline.errors import BudgetError, ModelError, RegionError
+from wsi_pipeline.errors import BudgetError, ModelError, PyramidError, RegionError
 from wsi_pipeline.geometry import Box, Scale
 from wsi_pipeline.models import scoring
 from wsi_pipeline.models.cards import (
@@ -349,3 +349,35 @@ def test_changed_weights_are_refused(
 def test_selection_itself_names_no_torch() -> None:
     source = Path(selection.__file__).read_text(encoding="utf-8")
     assert "torch" not in source
+
+
+def test_no_more_than_a_few_batches_are_read_ahead_of_the_net(
+    pyramid: Pyramid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = grid_of(pyramid)
+    started = []
+    real = selection._read_patches
+
+    def counted(pyramid, grid, ids):
+        started.append(len(ids))
+        return real(pyramid, grid, ids)
+
+    monkeypatch.setattr(selection, "_read_patches", counted)
+    batches = selection._read_batches(pyramid, grid, np.arange(192), 4)
+    for done in range(5):
+        ids, patches = next(batches)
+        assert ids.tolist() == list(range(4 * done, 4 * done + 4))
+        assert patches.shape == (4, 3, PX, PX)
+        assert len(started) <= done + selection._AHEAD
+    batches.close()
+
+
+def test_an_error_while_reading_ends_the_selection(
+    pyramid: Pyramid, model: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args, **kwargs):
+        raise PyramidError("slide.ome.zarr/0: damaged")
+
+    monkeypatch.setattr(Pyramid, "read_padded", broken)
+    with pytest.raises(PyramidError, match="damaged"):
+        select_patches(pyramid, grid_of(pyramid), model, CPU)

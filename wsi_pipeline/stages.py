@@ -13,7 +13,7 @@ from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.exporters import export_masks
 from wsi_pipeline.models.cards import ModelFolder
 from wsi_pipeline.pictures import attention, overlay, publish_picture, thumbnail
-from wsi_pipeline.publishing import remove, staged
+from wsi_pipeline.publishing import staged
 from wsi_pipeline.pyramid import MaskPyramid, Pyramid
 from wsi_pipeline.readers import open_slide
 from wsi_pipeline.regions import PatchGrid, RegionStore, Selection, Tissue
@@ -235,8 +235,6 @@ def publish_export(run: SlideRun) -> Published:
         run={"model": card.name, "model_version": card.version},
         confidence=pyramid.masks("confidence"),
     )
-    if not run.config.stitch.keep_predictions:
-        remove(folder.predictions)
     return [path], asdict(summary) | {"path": path.name}
 
 

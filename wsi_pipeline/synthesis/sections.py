@@ -102,8 +102,8 @@ class SectionLayout:
         pattern = np.full(x.shape, BENIGN, np.uint8)
         depth = np.array(tissue)
         # zones without glands, a third of the tissue, follow slow waves
-        zone, _ = wander(self.key ^ 0x77, 2600, 2, np.zeros_like(x) + x, y)
-        pattern[zone - x > 0.9] = STROMA
+        zone_x, zone_y = wander(self.key ^ 0x77, 2600, 2, x, y)
+        pattern[(zone_x - x) + (zone_y - y) > 1.2] = STROMA
         box = float(x.min()), float(y.min()), float(x.max()), float(y.max())
         for n, lesion in enumerate(self.lesions):
             left, top, right, bottom = self.reach_um(lesion)
