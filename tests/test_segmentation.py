@@ -15,8 +15,9 @@ from wsi_pipeline.geometry import Box, Scale
 from wsi_pipeline.models.cards import ModelFolder
 from wsi_pipeline.models.segmenter import load_segmenter
 from wsi_pipeline.models.segmenting import RegionSegmenter
+from wsi_pipeline.ngff import Source
 from wsi_pipeline.publishing import list_files, sha256_file
-from wsi_pipeline.pyramid import Pyramid, Source
+from wsi_pipeline.pyramid import Pyramid
 from wsi_pipeline.regions import (
     COARSE,
     DETAIL,
@@ -221,7 +222,7 @@ def test_strategies_place_nodes_differently(
 ) -> None:
     grids = {}
     for strategy in ("learned", "uniform"):
-        options = SegmentOptions(device="cpu", strategy=strategy)  # type: ignore[arg-type]  # a name of the table
+        options = SegmentOptions(device="cpu", strategy=strategy)
         store, facts = segment_regions(
             pyramid, choose([(300, 200)]), TISSUE, model, tmp_path / strategy, options
         )
@@ -332,7 +333,7 @@ def test_a_base_too_coarse_for_the_model_is_refused(
 def test_too_little_memory_is_refused_before_anything_is_written(
     pyramid: Pyramid, model: ModelFolder, tmp_path: Path
 ) -> None:
-    options = SegmentOptions(device="cpu", memory="16KiB")  # type: ignore[arg-type]
+    options = SegmentOptions(device="cpu", memory="16KiB")
     with pytest.raises(BudgetError, match="give --memory"):
         segment_regions(
             pyramid, choose([(300, 200)]), TISSUE, model, tmp_path / "p", options
@@ -345,7 +346,7 @@ def test_the_batch_does_not_change_the_answer(
 ) -> None:
     stores = []
     for name, memory in (("roomy", "1GiB"), ("tight", "1MiB")):
-        options = SegmentOptions(device="cpu", memory=memory)  # type: ignore[arg-type]
+        options = SegmentOptions(device="cpu", memory=memory)
         store, facts = segment_regions(
             pyramid, choose([(300, 200)]), TISSUE, model, tmp_path / name, options
         )

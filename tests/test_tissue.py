@@ -121,11 +121,11 @@ def test_pieces_below_the_least_area_are_dropped(side: int, kept: bool) -> None:
     assert tissue_mask(picture, MPP).any() == kept
 
 
-@pytest.mark.parametrize(("side", "filled"), [(118, True), (132, False)])
+@pytest.mark.parametrize(("side", "filled"), [(265, True), (295, False)])
 def test_small_holes_are_filled_and_large_ones_kept(side: int, filled: bool) -> None:
-    picture = noisy(PINK, (300, 300))
+    picture = noisy(PINK, (460, 460))
     paint(picture, GLASS, 80, 80, side, side)
-    # 125 px at 8 um is 1 mm2
+    # 280 px at 8 um is 5 mm2
     assert tissue_mask(picture, MPP)[80 + side // 2, 80 + side // 2] == filled
 
 

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
-from scipy import ndimage
 
 from wsi_pipeline.tissue import tissue_mask
 
@@ -66,41 +65,25 @@ def on_glass(picture: NDArray[np.uint8], specimen: Mask) -> NDArray[np.uint8]:
     return np.where(specimen[..., None], picture, glass)
 
 
-def cavities(picture: NDArray[np.uint8], specimen: Mask) -> Mask:
-    """Glass beyond 1 mm2 seen through the specimen: cysts, urethra, tears."""
-    labels, count = ndimage.label(specimen & (picture.min(axis=2) >= 225))
-    areas_um2 = np.bincount(labels.ravel(), minlength=count + 1) * WHOLE_MOUNT_MPP**2
-    large = areas_um2 >= 1_000_000
-    large[0] = False
-    return np.asarray(large[labels])
-
-
 @pytest.mark.parametrize("fill", ["black", "glass"])
 def test_whole_mounts_agree_with_their_outlines(data_dir: Path, fill: str) -> None:
     folder = data_dir / "labelled" / "prostate-wholemount"
     paths = sorted(folder.glob("*/*/histology.tiff"))
     assert len(paths) == 31
-    mesh_image = Image.new("1", (512, 512))
-    ImageDraw.Draw(mesh_image).polygon(MESH, fill=1)
-    raw, solid = {}, {}
+    mesh = Image.new("1", (512, 512))
+    ImageDraw.Draw(mesh).polygon(MESH, fill=1)
+    shares = {}
     for path in paths:
         picture = read(path)
         name = path.parent.relative_to(folder).as_posix()
         truth = picture.max(axis=2) > 8
         shown = on_glass(picture, truth) if fill == "glass" else picture
         found = tissue_mask(shown, WHOLE_MOUNT_MPP)
-        raw[name] = iou(found, truth)
-        scored = ~cavities(picture, truth)
-        if name == MESH_SLIDE:
-            scored &= ~np.asarray(mesh_image)
-        solid[name] = iou(found & scored, truth & scored)
-    for title, shares in (("as it is", raw), ("cavities not scored", solid)):
-        worst = sorted(shares.items(), key=lambda item: item[1])[:5]
-        text = ", ".join(f"{name} {share:.3f}" for name, share in worst)
-        mean = np.mean(list(shares.values()))
-        LOG.info("%s, %s: mean %.3f; %s", fill, title, mean, text)
-    # The truth counts every cavity as specimen, and the finder leaves those beyond
-    # 1 mm2 out on purpose; the mesh is no tissue and still in the truth of one slide.
-    assert np.mean(list(raw.values())) >= 0.9
-    assert min(share for name, share in raw.items() if name != MESH_SLIDE) >= 0.87
-    assert min(solid.values()) >= 0.95
+        if name == MESH_SLIDE:  # the truth of this one counts the mesh as specimen
+            found, truth = found & ~np.asarray(mesh), truth & ~np.asarray(mesh)
+        shares[name] = iou(found, truth)
+    worst = sorted(shares.items(), key=lambda item: item[1])[:5]
+    text = ", ".join(f"{name} {share:.3f}" for name, share in worst)
+    LOG.info("%s: mean %.3f; %s", fill, np.mean(list(shares.values())), text)
+    assert min(shares.values()) >= 0.9
+    assert np.mean(list(shares.values())) >= 0.95

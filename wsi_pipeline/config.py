@@ -58,10 +58,10 @@ class TissueOptions(Options):
         40_000.0, ge=0, description="smaller pieces of tissue are dropped, um2"
     )
     min_hole_um2: float = Field(
-        1_000_000.0,
+        5_000_000.0,
         ge=0,
         description="smaller holes in tissue are filled, um2; lumens belong to tissue, "
-        "cysts and gaps beyond 1 mm2 do not",
+        "gaps beyond 5 mm2 do not",
     )
     min_patch_tissue: float = Field(
         0.05, ge=0, le=1, description="share of tissue that makes a patch count"
