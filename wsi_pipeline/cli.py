@@ -2,18 +2,14 @@
 
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
-import orjson
 import typer
 
 from wsi_pipeline.arguments import (
     ConfigFile,
     Coverage,
-    Data,
     Device,
     Folder,
     Frame,
@@ -26,7 +22,6 @@ from wsi_pipeline.arguments import (
     Mpp,
     Out,
     Scheduler,
-    Seed,
     Simplify,
     Slides,
     Strategy,
@@ -36,10 +31,9 @@ from wsi_pipeline.arguments import (
     Workers,
 )
 from wsi_pipeline.config import RunConfig
+from wsi_pipeline.console import print_json, terminal_of
 from wsi_pipeline.errors import ConfigError, UnknownNameError, WsiError
-
-if TYPE_CHECKING:
-    from wsi_pipeline.terminal import Terminal
+from wsi_pipeline.workbench import tools
 
 # the root of typer's usage errors, which it gives no public name
 _UsageProblem: type[typer.BadParameter] = typer.BadParameter.__mro__[2]
@@ -52,10 +46,6 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-train = typer.Typer(no_args_is_help=True, help="Train the nets of a model.")
-evaluate = typer.Typer(no_args_is_help=True, help="Compare results with the truth.")
-app.add_typer(train, name="train")
-app.add_typer(evaluate, name="evaluate")
 
 
 @app.callback(invoke_without_command=True)
@@ -89,7 +79,7 @@ def info(slides: Slides, mpp: Mpp = None, as_json: Json = False) -> None:
             failed += 1
             rows.append({"slide": str(candidate.path), "error": str(error)})
     if as_json:
-        _print_json(rows)
+        print_json(rows)
     else:
         for row in rows:
             print("\n".join(f"{key:>12}  {value}" for key, value in row.items()), "\n")
@@ -150,13 +140,13 @@ def run(
     folder = find_model(settings.model)
     from wsi_pipeline.batch import BatchHooks, run_batch
 
-    with _terminal(quiet=as_json) as terminal:
+    with terminal_of(quiet=as_json) as terminal:
         hooks = BatchHooks(terminal.started, terminal.stage, terminal.ended)
         result = run_batch(
             slides, out, folder, settings, retry=retry, only=only or (), hooks=hooks
         )
     if as_json:
-        _print_json(result.to_json())
+        print_json(result.to_json())
     else:
         terminal.summary(result, out)
     raise typer.Exit(result.exit_code)
@@ -281,135 +271,7 @@ def export(
     publish_manifest(slide_run)
 
 
-@train.command("select")
-def train_selector(
-    dataset: Annotated[str, typer.Argument(help="'synthetic' or 'glas'.")],
-    out: Out,
-    data: Data = Path("../shared/data"),
-    steps: Annotated[int | None, typer.Option(help="Training steps.")] = None,
-    seed: Seed = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
-) -> None:
-    """Train a selector from slide-level labels."""
-    from wsi_pipeline.training.select import train_select
-
-    with _terminal() as terminal:
-        tick = terminal.ticker("train select")
-        card = train_select(
-            dataset, out, data_dir=data, steps=steps, seed=seed, device=device,
-            progress=tick,
-        )  # fmt: skip
-    _print_json(card.metrics)
-
-
-@train.command("segment")
-def train_segmenter(
-    dataset: Annotated[str, typer.Argument(help="'synthetic' or 'glas'.")],
-    out: Out,
-    data: Data = Path("../shared/data"),
-    steps: Annotated[int, typer.Option(help="Training steps of each arm.")] = 1500,
-    seed: Seed = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
-) -> None:
-    """Train a segmenter with its deformed downsampler, and the uniform arm beside."""
-    from wsi_pipeline.training.segment import train_segment
-
-    with _terminal() as terminal:
-        tick = terminal.ticker("train segment")
-        card = train_segment(
-            dataset, out, data_dir=data, steps=steps, seed=seed, device=device,
-            progress=tick,
-        )  # fmt: skip
-    _print_json(card.metrics)
-
-
-@evaluate.command("masks")
-def evaluate_masks_verb(
-    predicted: Annotated[Path, typer.Argument(help="OME-Zarr label: the prediction.")],
-    truth: Annotated[Path, typer.Argument(help="OME-Zarr label: the truth.")],
-) -> None:
-    """Compare a predicted mask with the true one: IoU and Dice per class."""
-    from wsi_pipeline.evaluation import evaluate_masks
-    from wsi_pipeline.pyramid import MaskPyramid
-
-    _print_json(evaluate_masks(MaskPyramid(predicted), MaskPyramid(truth)).to_json())
-
-
-@app.command()
-def synth(
-    out: Annotated[Path, typer.Argument(help="Slide to write, .tif or .tiff.")],
-    megapixels: Annotated[
-        float, typer.Option(min=0.1, max=30_000, help="Size of level 0.")
-    ] = 8.0,
-    mpp: Annotated[float, typer.Option(help="um/px of level 0.")] = 0.5,
-    kind: Annotated[str, typer.Option(help="'strip' or 'section'.")] = "strip",
-    lesions: Annotated[
-        str, typer.Option(help="'random', 'none', or 'one' small lesion.")
-    ] = "random",
-    artefacts: Annotated[bool, typer.Option(help="Pen marks, folds, dust.")] = True,
-    seed: Seed = 0,
-    workers: Annotated[int, typer.Option(help="0 = one per CPU.")] = 0,
-) -> None:
-    """Write a synthetic prostate slide whose truth is known to the pixel."""
-    from wsi_pipeline.demo import write_truthful_slide
-
-    with _terminal() as terminal:
-        paths = write_truthful_slide(
-            out,
-            seed=seed,
-            megapixels=megapixels,
-            mpp=mpp,
-            kind=kind,
-            lesions=lesions,
-            artefacts=artefacts,
-            workers=workers,
-            progress=terminal.ticker("synth"),
-        )
-    for path in paths:
-        print(path)
-
-
-@app.command()
-def demo(
-    out: Annotated[Path, typer.Argument(help="Folder for slide and results.")] = Path(
-        "demo"
-    ),
-    seed: Seed = 7,
-) -> None:
-    """Make a slide with known truth, run the pipeline on it, compare."""
-    from wsi_pipeline.demo import run_demo
-
-    with _terminal() as terminal:
-        outcome = run_demo(out, seed=seed, progress=terminal.stage)
-    print(outcome.text())
-
-
-@app.command()
-def report(
-    out: Annotated[Path, typer.Argument(help="Results folder of `wsi run`.")],
-) -> None:
-    """Write slides.csv and report.html anew from the manifests."""
-    from wsi_pipeline.batch import rewrite_report
-
-    print(rewrite_report(out))
-
-
-@app.command("check-geojson")
-def check_geojson_verb(
-    files: Annotated[list[Path], typer.Argument(help="GeoJSON files.")],
-) -> None:
-    """Say what QuPath would refuse in GeoJSON files."""
-    from wsi_pipeline.annotations.checking import check_geojson
-
-    bad = 0
-    for file in files:
-        findings = check_geojson(file)
-        bad += bool(findings)
-        for finding in findings:
-            print(f"{file}: {finding}")
-        if not findings:
-            print(f"{file}: fine")
-    raise typer.Exit(1 if bad else 0)
+app.add_typer(tools)
 
 
 def main() -> None:
@@ -465,19 +327,7 @@ def _stage(verb: str, slide_run: Any) -> None:  # Any: see _slide_run
 
     from wsi_pipeline.pipeline import run_stage
 
-    with _terminal() as terminal:
+    with terminal_of() as terminal:
         record = run_stage(verb, replace(slide_run, progress=terminal.stage))
     for name in record.outputs:
         print(slide_run.folder.path / name)
-
-
-@contextmanager
-def _terminal(quiet: bool = False) -> Iterator["Terminal"]:
-    from wsi_pipeline.terminal import Terminal
-
-    with Terminal(quiet=quiet) as terminal:
-        yield terminal
-
-
-def _print_json(value: Any) -> None:  # Any: whatever orjson can write
-    print(orjson.dumps(value, option=orjson.OPT_INDENT_2, default=str).decode())
