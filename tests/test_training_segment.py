@@ -122,7 +122,7 @@ def test_sampled_labels_are_labels_of_the_source() -> None:
     data = LabelledImages((coloured(label),), (label,), ("a",), ("a",), 1.0)
     batch = RegionSource(data, 128, 2).draw(2, np.random.default_rng(0), "cpu")
     taps = batch.tap_labels(identity_grid(16, 16).expand(2, -1, -1, -1), 4)
-    assert set(taps.unique().tolist()) == {1, 2, 255}
+    assert set(taps.flatten().tolist()) == {1, 2, 255}
     shares = class_shares(taps, 3, 4)
     assert (shares[:, 0] == 0).all()
     known = functional.avg_pool2d((taps != 255).float(), 4)
@@ -138,9 +138,9 @@ def test_painted_images_are_labelled_and_repeatable() -> None:
 
 
 def test_glas_is_split_by_patient(data_dir: Path) -> None:
-    train, validation = (load_glas(data_dir, split) for split in ("train", "val"))
-    assert (len(train), len(validation)) == (101, 25)
-    assert not set(train.groups) & set(validation.groups)
+    validation = load_glas(data_dir, "val")
+    assert len(validation) == 25
+    assert set(validation.groups) == {"5", "8", "11"}
     for image, label in zip(validation.images, validation.labels, strict=True):
         assert image.shape == (3, *label.shape)
         assert label.max() <= 2
@@ -237,14 +237,14 @@ class Line(nn.Module):
 
 
 def line_loss(module: nn.Module, step: int) -> Tensor:
-    x = torch.linspace(-1, 1, 8) + 0.01 * step
+    x = torch.linspace(-1, 1, 8) + 0.1 * (step % 2)
     out: Tensor = ((module(x) - (2 * x - 1)) ** 2).mean()
     return out
 
 
 def test_fit_finds_the_line_and_reports_every_step() -> None:
     line, seen = Line(), []
-    options = LoopOptions(200, lr=0.1, weight_decay=0.0, warm_up_steps=5)
+    options = LoopOptions(200, lr=0.1, weight_decay=0, warm_up_steps=5, average=0.9)
     losses = fit(
         line,
         line_loss,

@@ -1,12 +1,15 @@
 """The verbs around the pipeline: train, evaluate, synth, demo, report, check."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from wsi_pipeline.arguments import Data, Out, Seed
 from wsi_pipeline.console import print_json, terminal_of
+
+Dataset = Annotated[str, typer.Argument(help="'synthetic' or 'glas'.")]
+TrainDevice = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")]
 
 tools = typer.Typer()
 train = typer.Typer(no_args_is_help=True, help="Train the nets of a model.")
@@ -17,44 +20,53 @@ tools.add_typer(evaluate, name="evaluate")
 
 @train.command("select")
 def train_selector(
-    dataset: Annotated[str, typer.Argument(help="'synthetic' or 'glas'.")],
+    dataset: Dataset,
     out: Out,
     data: Data = Path("../shared/data"),
     steps: Annotated[int | None, typer.Option(help="Training steps.")] = None,
     seed: Seed = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    device: TrainDevice = "cpu",
 ) -> None:
     """Train a selector from slide-level labels."""
+    from wsi_pipeline.training.describing import describe, publish_part
     from wsi_pipeline.training.select import train_select
 
+    describe(dataset)
     with terminal_of() as terminal:
         tick = terminal.ticker("train select")
-        card = train_select(
+        part = train_select(
             dataset, out, data_dir=data, steps=steps, seed=seed, device=device,
             progress=tick,
         )  # fmt: skip
-    print_json(card.metrics)
+    _say(publish_part(out, dataset, part), "segment", part.metrics)
 
 
 @train.command("segment")
 def train_segmenter(
-    dataset: Annotated[str, typer.Argument(help="'synthetic' or 'glas'.")],
+    dataset: Dataset,
     out: Out,
     data: Data = Path("../shared/data"),
-    steps: Annotated[int, typer.Option(help="Training steps of each arm.")] = 1500,
+    steps: Annotated[int, typer.Option(help="Training steps of each arm.")] = 1000,
     seed: Seed = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    device: TrainDevice = "cpu",
 ) -> None:
     """Train a segmenter with its deformed downsampler, and the uniform arm beside."""
+    from wsi_pipeline.training.describing import describe, publish_part
     from wsi_pipeline.training.segment import train_segment
 
+    describe(dataset)
     with terminal_of() as terminal:
         tick = terminal.ticker("train segment")
-        card = train_segment(
+        part = train_segment(
             dataset, out, data_dir=data, steps=steps, seed=seed, device=device,
             progress=tick,
         )  # fmt: skip
-    print_json(card.metrics)
+    _say(publish_part(out, dataset, part), "select", part.metrics)
+
+
+def _say(card: Path | None, other: str, metrics: dict[str, Any]) -> None:
+    print_json(metrics)
+    print(card or f"no card yet: train the other part with `wsi train {other}`")
 
 
 @evaluate.command("masks")

@@ -60,7 +60,11 @@ def run_tasks(
     # spawn: forking a process that runs threads can lock up
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(workers, len(tasks)), context) as pool:
-        yield pool.map(paint_task, tasks)
+        try:
+            yield pool.map(paint_task, tasks)
+        finally:
+            # after a failure or Ctrl-C, do not paint the rest first
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def paint_task(task: BlockTask) -> tuple[Box, ...]:

@@ -1,0 +1,161 @@
+"""Puts the trained parts of a model together: card.json and the licence beside it."""
+
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import orjson
+
+from wsi_pipeline.classes import MaskClass
+from wsi_pipeline.errors import UnknownNameError
+from wsi_pipeline.models.cards import (
+    ClassCard,
+    ModelCard,
+    SegmenterCard,
+    SelectorCard,
+    write_card,
+)
+from wsi_pipeline.publishing import publish_bytes, publish_json
+from wsi_pipeline.synthetic import SYNTHETIC_CLASSES
+from wsi_pipeline.training.segment import GLAS_CLASSES
+
+
+@dataclass(frozen=True)
+class DatasetFacts:
+    """What a card says about the data a model was trained on.
+
+    Parameters
+    ----------
+    summary, intended_use, limits, data : str
+        Sentences of the card.
+    licence : str
+        Short name of the weights' licence.
+    licence_text : str
+        What LICENSE in the model's folder says.
+    classes : tuple of MaskClass
+        Of the masks.
+    """
+
+    summary: str
+    intended_use: str
+    limits: str
+    data: str
+    licence: str
+    licence_text: str
+    classes: tuple[MaskClass, ...]
+
+
+DATASETS = {
+    "synthetic": DatasetFacts(
+        summary="painted prostate slides of `wsi synth` (demo, tests, trials)",
+        intended_use="The demo, tests and timing. It shows that the pipeline works.",
+        limits="Knows painted slides only; on real tissue its masks mean nothing. "
+        "Research use only, not for diagnosis.",
+        data="Slides painted by wsi_pipeline.synthetic. Segmenter: seeds from 10000 "
+        "for training, from 20000 for validation. Selector: from 30000 and 40000. "
+        "The demo's seeds are below 1000.",
+        licence="Apache-2.0",
+        licence_text="The weights in this folder were trained on images that this "
+        "project painted itself.\nThey are under the Apache License, Version 2.0, as "
+        "the code is.\nResearch use only, not for diagnosis.\n",
+        classes=tuple(SYNTHETIC_CLASSES),
+    ),
+    "glas": DatasetFacts(
+        summary="benign and malignant colon glands in H&E at 0.62 um/px (GlaS)",
+        intended_use="Research on colon gland segmentation, and trials of the pipeline "
+        "on real H&E.",
+        limits="Colon, not prostate: 101 images from one laboratory. Grade was given "
+        "per image and painted onto its glands. Research use only, no commercial use, "
+        "not for diagnosis.",
+        data="GlaS / Warwick-QU (Sirinukunwattana et al., Medical Image Analysis 2017): "
+        "101 training and 25 validation images, split by patient; the published split "
+        "leaks patients and was not used.",
+        licence="research only, no commercial use (GlaS / Warwick-QU)",
+        licence_text="The weights in this folder were trained on the GlaS / Warwick-QU "
+        "data, which may be used\nfor research only and not commercially. The weights "
+        "carry the same limit.\nThe code's Apache-2.0 licence does not cover them.\n"
+        "They know colon glands, not prostate. Not for diagnosis.\n",
+        classes=GLAS_CLASSES,
+    ),
+}
+
+
+def describe(dataset: str) -> DatasetFacts:
+    """Facts of a dataset.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such dataset; lists those there are.
+    """
+    if dataset not in DATASETS:
+        raise UnknownNameError(
+            f"unknown dataset {dataset!r}; there are: {', '.join(DATASETS)}"
+        )
+    return DATASETS[dataset]
+
+
+def publish_part(
+    out: Path, dataset: str, part: SelectorCard | SegmenterCard
+) -> Path | None:
+    """Write a part's card; with both parts there, the model's card and licence too.
+
+    Parameters
+    ----------
+    out : Path
+        The model's folder, whose name becomes the model's name.
+    dataset : str
+        "synthetic" or "glas".
+    part : SelectorCard or SegmenterCard
+        What was trained.
+
+    Returns
+    -------
+    Path or None
+        card.json, or None while the other part is missing.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such dataset.
+    """
+    facts = describe(dataset)
+    if isinstance(part, SelectorCard):
+        selector, segmenter = part, _other(out, "segmenter", SegmenterCard)
+    else:
+        selector, segmenter = _other(out, "selector", SelectorCard), part
+    if selector is None or segmenter is None:
+        name = "selector" if isinstance(part, SelectorCard) else "segmenter"
+        publish_json(out / f"{name}.card.json", part.model_dump(mode="json"))
+        return None
+    card = ModelCard(
+        name=out.resolve().name,
+        version=version("wsi-pipeline"),
+        summary=facts.summary,
+        intended_use=facts.intended_use,
+        limits=facts.limits,
+        licence=facts.licence,
+        data=facts.data,
+        classes=tuple(
+            ClassCard(value=c.value, name=c.name, rgb=c.rgb) for c in facts.classes
+        ),
+        selector=selector,
+        segmenter=segmenter,
+    )
+    write_card(out, card)
+    publish_bytes(out / "LICENSE", facts.licence_text.encode())
+    for name in ("selector", "segmenter"):
+        (out / f"{name}.card.json").unlink(missing_ok=True)
+    return out / "card.json"
+
+
+def _other[Part: (SelectorCard, SegmenterCard)](
+    out: Path, name: str, kind: type[Part]
+) -> Part | None:
+    """The part trained earlier, from its own card or the model's."""
+    alone, whole = out / f"{name}.card.json", out / "card.json"
+    if alone.is_file():
+        return kind(**orjson.loads(alone.read_bytes()))
+    if whole.is_file():
+        return kind(**orjson.loads(whole.read_bytes())[name])
+    return None
