@@ -67,7 +67,7 @@ DATASETS = {
         limits="Colon, not prostate: 101 images from one laboratory. Grade was given "
         "per image and painted onto its glands. Research use only, no commercial use, "
         "not for diagnosis.",
-        data="GlaS / Warwick-QU (Sirinukunwattana et al., Medical Image Analysis 2017): "
+        data="GlaS / Warwick-QU (Sirinukunwattana et al., Med. Image Anal. 2017): "
         "101 training and 25 validation images, split by patient; the published split "
         "leaks patients and was not used.",
         licence="research only, no commercial use (GlaS / Warwick-QU)",
@@ -120,6 +120,8 @@ def publish_part(
         If there is no such dataset.
     """
     facts = describe(dataset)
+    selector: SelectorCard | None
+    segmenter: SegmenterCard | None
     if isinstance(part, SelectorCard):
         selector, segmenter = part, _other(out, "segmenter", SegmenterCard)
     else:
