@@ -68,7 +68,7 @@ def test_changed_or_foreign_weights_are_not_loaded(tmp_path):
     with pytest.raises(ModelError, match="missing"):
         model.weights(model.card.selector)
     pickled = model.card.selector.model_copy(update={"file": "selector.pt"})
-    with pytest.raises(ModelError, match="only .safetensors"):
+    with pytest.raises(ModelError, match=r"only \.safetensors"):
         ModelFolder(folder, model.card).weights(pickled)
 
 

@@ -35,9 +35,9 @@ from wsi_pipeline.training.losses import (
 from wsi_pipeline.training.segment import (
     fit_strategy,
     load_dataset,
-    predict_image,
     train_segment,
 )
+from wsi_pipeline.training.validation import predict_image
 
 
 def blocks(h: int, w: int, seed: int = 0) -> NDArray[np.uint8]:
@@ -291,7 +291,7 @@ def test_a_few_steps_lower_the_loss() -> None:
     for strategy in ("learned", "uniform"):
         net, losses = fit_strategy(spec, strategy, data, options, batch=4, seed=0)
         assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:3])
-        found = predict_image(RegionSegmenter(net, 1), data.images[0])
+        found = predict_image(RegionSegmenter(net, 1), data.images[0], 512)
         assert found.shape == (512, 512)
         assert (found == data.labels[0]).mean() > 0.8
 
@@ -301,7 +301,7 @@ def test_small_and_large_images_are_predicted_whole() -> None:
     spec = SegmenterSpec(3, nodes=16, widths=(4, 6), density_widths=(4, 6))
     segmenter = RegionSegmenter(SegmentNet(spec, "uniform").eval(), 1)
     for h, w in ((100, 200), (522, 775), (512, 513)):
-        found = predict_image(segmenter, coloured(blocks(h, w)))
+        found = predict_image(segmenter, coloured(blocks(h, w)), 512)
         assert found.shape == (h, w)
         assert found.dtype == np.uint8
 

@@ -184,7 +184,7 @@ def _add_kind(
     slack_um: float,
 ) -> None:
     left, top, right, bottom = bounds_um
-    reach = kind.radius_um[1] * (1 + sum(kind.bumps) * 0.7)
+    reach = kind.radius_um[1] * (1 + sum(kind.bumps) * 0.85)
     pad = reach + slack_um
     x, y, numbers = lattice(
         key,

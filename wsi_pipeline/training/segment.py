@@ -1,6 +1,5 @@
 """Trains the segmenter of each strategy on labelled images, and measures both alike."""
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -9,27 +8,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wsi_pipeline.classes import MaskClass
 from wsi_pipeline.errors import ConfigError, UnknownNameError
-from wsi_pipeline.metrics import bootstrap_interval, confusion, dice, iou, mean_iou
 from wsi_pipeline.models.budget import resolve_device
 from wsi_pipeline.models.cards import SegmenterCard
-from wsi_pipeline.models.sampling import (
-    cell_areas,
-    identity_grid,
-    mip_levels,
-    sample_at,
-)
+from wsi_pipeline.models.sampling import cell_areas, identity_grid
 from wsi_pipeline.models.segmenter import (
     Segmented,
     SegmenterSpec,
     SegmentNet,
     centred,
 )
-from wsi_pipeline.models.segmenting import COARSER_LEVELS, RegionSegmenter
+from wsi_pipeline.models.segmenting import COARSER_LEVELS
 from wsi_pipeline.models.weights import load_state, save_state
 from wsi_pipeline.publishing import publish_json
 from wsi_pipeline.synthetic import SYNTHETIC_CLASSES
@@ -47,6 +39,7 @@ from wsi_pipeline.training.losses import (
     density_divergence,
     soft_cross_entropy,
 )
+from wsi_pipeline.training.validation import measure
 
 REGION_PX = 512
 _RATE = 2e-3
@@ -170,7 +163,7 @@ def train_segment(
     spec = SegmenterSpec(len(data.classes), strategies=tuple(strategies))
     target = str(resolve_device(device))
     options = LoopOptions(steps, device=target, precision="bf16-mixed", lr=_RATE)
-    arms = nn.ModuleDict()
+    nets: dict[str, SegmentNet] = {}
     facts: dict[str, Any] = {}
     for index, strategy in enumerate(strategies):
 
@@ -179,7 +172,7 @@ def train_segment(
                 progress(index * total + done, len(strategies) * total)
 
         start = time.perf_counter()
-        arms[strategy], losses = fit_strategy(
+        nets[strategy], losses = fit_strategy(
             spec,
             strategy,
             data.train,
@@ -194,7 +187,9 @@ def train_segment(
             "seconds": round(time.perf_counter() - start),
         }
     file = out / "segmenter.safetensors"
+    arms = nn.ModuleDict(nets)
     sha256 = save_state(arms, file, half=True)
+    # what is measured is what is stored
     load_state(arms, file)
     training = {
         "dataset": dataset,
@@ -213,7 +208,9 @@ def train_segment(
         nodes=spec.nodes,
         architecture=spec.to_json(),
         training=training,
-        metrics=measure(arms, data, target),
+        metrics=measure(
+            nets, data.validation, [c.name for c in data.classes], REGION_PX
+        ),
     )
     publish_json(out / "segmenter.card.json", card.model_dump(mode="json"))
     return card
