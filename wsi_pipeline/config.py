@@ -71,15 +71,9 @@ class TissueOptions(Options):
     )
 
 
-class SelectOptions(Options):
-    """Options of patch selection: Pyramid and PatchGrid to Selection."""
+class NetOptions(Options):
+    """Where the nets of an act run, and in how much memory."""
 
-    mode: Literal["exact"] = Field(
-        "exact", description="one global softmax over all patches, then the top M"
-    )
-    top_m: int | None = Field(
-        None, ge=1, description="patches to choose; left out, the model card's M"
-    )
     gpu_memory: ByteSize | None = Field(
         None, description="memory that the nets may use on the GPU, e.g. 5GiB"
     )
@@ -92,7 +86,18 @@ class SelectOptions(Options):
     )
 
 
-class SegmentOptions(Options):
+class SelectOptions(NetOptions):
+    """Options of patch selection: Pyramid and PatchGrid to Selection."""
+
+    mode: Literal["exact"] = Field(
+        "exact", description="one global softmax over all patches, then the top M"
+    )
+    top_m: int | None = Field(
+        None, ge=1, description="patches to choose; left out, the model card's M"
+    )
+
+
+class SegmentOptions(NetOptions):
     """Options of segmentation: Pyramid and Selection to RegionPredictions."""
 
     strategy: Literal["learned", "uniform"] = Field(
@@ -105,16 +110,6 @@ class SegmentOptions(Options):
     )
     overlap: float = Field(
         0.125, ge=0, le=0.5, description="share of a region's side shared with the next"
-    )
-    gpu_memory: ByteSize | None = Field(
-        None, description="memory that the nets may use on the GPU, e.g. 5GiB"
-    )
-    memory: ByteSize = Field(
-        "2GiB",  # type: ignore[assignment]  # parsed by validate_default
-        description="memory that the nets may use on the CPU, e.g. 2GiB",
-    )
-    device: str | None = Field(
-        None, description="cpu, cuda or cuda:N; left out, cuda where there is one"
     )
 
 

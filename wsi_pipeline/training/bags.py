@@ -218,6 +218,7 @@ def compose_cancer(
     """
     wanted = size.draw(rng) if positive else 0
     clean, lesions = _Pile(), _Pile()
+    clean.add(_blanks(int(rng.integers(3)), patch_px, rng))
     for index in _forever(rng, len(areas)):
         if clean.count >= size.patches - wanted and lesions.count >= wanted:
             break
@@ -276,9 +277,10 @@ def compose_glas(
 
 
 def _blanks(count: int, patch_px: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Patches of empty glass, which slides show and the images of GlaS do not."""
+    """Patches of empty glass, of black fill and of ink: slides hold whole ones."""
     shape = (count, 3, 1, 1)
-    level = rng.uniform(225, 252, shape) + rng.normal(0, 2, shape)
+    light = rng.random((count, 1, 1, 1)) < 0.7
+    level = np.where(light, rng.uniform(225, 252, shape), rng.uniform(0, 40, shape))
     noise = rng.normal(0, rng.uniform(0, 4), (count, 3, patch_px, patch_px))
     return np.clip(level + noise, 0, 255).astype(np.uint8)
 

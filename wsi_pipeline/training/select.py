@@ -28,6 +28,7 @@ from wsi_pipeline.training.bags import (
     paint_areas,
     read_glas,
 )
+from wsi_pipeline.training.large_bags import fit_large_bags
 from wsi_pipeline.training.loop import LoopOptions, fit
 from wsi_pipeline.training.score import Table, cut_all, measure_cancer, measure_glas
 
@@ -77,6 +78,12 @@ class Recipe:
         M of the card.
     colour : float
         Strength of the colour augmentation.
+    large_steps : int
+        Steps on bags as large as slides, with the encoder held still.
+    start : str or None
+        Shipped model whose encoder is the starting point.
+    lr : float
+        Peak learning rate.
     """
 
     mpp: float
@@ -85,6 +92,8 @@ class Recipe:
     phases: tuple[Phase, ...]
     top_m: int
     colour: float
+    large_steps: int = 0
+    start: str | None = None
     lr: float = 1e-3
 
 
@@ -179,6 +188,9 @@ def train_select(
         steps, device=str(target), lr=recipe.lr, weight_decay=0.05, warm_up_steps=30
     )
     losses = fit(net, loss_of, options, progress=progress)
+    large = recipe.large_steps * steps // recipe.steps
+    if large:
+        fit_large_bags(net, _table(net, train, dataset), recipe.top_m, large, seed)
     measure = measure_cancer if dataset == "synthetic" else measure_glas
     tables = [_table(net, part, dataset) for part in (train, validation)]
     out.mkdir(parents=True, exist_ok=True)
@@ -194,6 +206,7 @@ def train_select(
             "dataset": dataset,
             "areas": [len(train), len(validation)],
             "steps": steps,
+            "large_bag_steps": large,
             "seed": seed,
             "optimizer": "AdamW, warm-up and cosine, moving average of the weights",
             "lr": recipe.lr,

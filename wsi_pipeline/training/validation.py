@@ -45,6 +45,7 @@ def measure(
         images, IoU and Dice per class; and the difference learned - uniform.
     """
     out: dict[str, Any] = {"split": "validation", "images": len(images)}
+    classes = len(names)
     for strategy, net in nets.items():
         segmenter = RegionSegmenter(net.eval(), batch=1)
         counts = np.stack(
