@@ -273,6 +273,8 @@ def test_an_unexpected_error_fails_its_slide_only(made, tmp_path, monkeypatch):
     result = run_batch([made[0]], tmp_path / "o", find_model("synthetic"), EXACT)
     assert result.outcomes[0].manifest.status == "failed"
     assert "boom" in result.outcomes[0].manifest.reason
+    folder = tmp_path / "o" / result.outcomes[0].manifest.slide_id
+    assert "ZeroDivisionError" in (folder / "error.txt").read_text()
 
 
 def test_a_samplesheet_gives_names_and_scales(made, tmp_path):

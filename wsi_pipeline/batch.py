@@ -1,6 +1,5 @@
 """Takes many slides through the pipeline, each on its own: statuses and run.json."""
 
-import logging
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,14 +12,13 @@ from wsi_pipeline.config import RunConfig
 from wsi_pipeline.errors import ConfigError, NotASlideError, WsiError
 from wsi_pipeline.models.cards import ModelFolder
 from wsi_pipeline.pipeline import final_key, model_facts, run_slide
-from wsi_pipeline.publishing import list_files, make_folder, publish_json
+from wsi_pipeline.publishing import list_files, make_folder, publish_bytes, publish_json
 from wsi_pipeline.readers.probe import Prober
 from wsi_pipeline.reporting import ClassArea, RunFacts, SlideRow, write_report
 from wsi_pipeline.results import NOTICE, Manifest, SlideFolder
 from wsi_pipeline.samplesheet import Entry, list_entries, pick_samples
 from wsi_pipeline.stages import Progress, SlideJob
 
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -211,8 +209,8 @@ class _Worker:
         except WsiError as error:
             reason = str(error)
         except Exception as error:  # one slide never takes the batch with it
-            reason = f"unexpected {type(error).__name__}: {error}"
-            log.debug("%s", traceback.format_exc())
+            reason = f"unexpected {type(error).__name__}: {error} (see error.txt)"
+            publish_bytes(folder.path / "error.txt", traceback.format_exc().encode())
         manifest = Manifest(
             entry.slide_id,
             name,

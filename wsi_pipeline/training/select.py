@@ -108,6 +108,7 @@ RECIPES = {
         ),
         top_m=64,
         colour=0.05,
+        large_steps=300,
     ),
     "glas": Recipe(
         mpp=0.62,
