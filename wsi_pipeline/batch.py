@@ -20,7 +20,6 @@ from wsi_pipeline.samplesheet import Entry, list_entries, pick_samples
 from wsi_pipeline.stages import Progress, SlideJob
 
 
-
 @dataclass(frozen=True)
 class Outcome:
     """What became of one file of a batch.
