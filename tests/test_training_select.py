@@ -22,7 +22,13 @@ from wsi_pipeline.training.bags import (
     paint_areas,
     read_glas,
 )
-from wsi_pipeline.training.score import area_under_curve, bootstrap_interval
+from wsi_pipeline.training.large_bags import fit_large_bags
+from wsi_pipeline.training.patch_labels import fit_patches
+from wsi_pipeline.training.score import (
+    Table,
+    area_under_curve,
+    bootstrap_interval,
+)
 from wsi_pipeline.training.select import (
     augment,
     bag_loss,
@@ -206,6 +212,38 @@ def test_auc_counts_pairs_and_ties_half() -> None:
     assert area_under_curve(scores, labels) == 0.75
     low, high = bootstrap_interval(scores, labels, 0)
     assert 0 <= low <= 0.75 <= high <= 1
+
+
+def test_large_bags_teach_the_head_and_leave_the_encoder() -> None:
+    rng = np.random.default_rng(0)
+    net = net_of()
+    encoder = {n: v.clone() for n, v in net.encoder.state_dict().items()}
+    shown = np.arange(200) < 20
+    embeddings = rng.normal(0, 1, (200, 16)).astype(np.float32)
+    embeddings[shown, 0] += 8
+    table = Table(
+        embeddings,
+        np.zeros((200, 2), np.float32),
+        shown.astype(np.float32),
+        np.arange(200) // 10,
+        np.zeros(20, bool),
+    )
+    losses = fit_large_bags(net, table, keep=8, steps=120, seed=0)
+    assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:10])
+    assert all(torch.equal(encoder[n], v) for n, v in net.encoder.state_dict().items())
+    assert not net.training
+
+
+def test_patch_labels_teach_the_encoder_the_share_of_gland() -> None:
+    torch.manual_seed(0)
+    net = net_of()
+    areas = [
+        Area(a.pixels, a.shown, bool(i)) for i, a in enumerate(map(checkered, [9, 30]))
+    ]
+    rng = np.random.default_rng(0)
+    tint = lambda patches: patches.float() / 255  # noqa: E731
+    losses = fit_patches(net, areas, 32, 25, tint, rng)
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
 
 
 def test_training_writes_weights_that_load_and_a_card_that_fits(

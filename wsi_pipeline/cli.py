@@ -38,6 +38,8 @@ from wsi_pipeline.workbench import tools
 # the root of typer's usage errors, which it gives no public name
 _UsageProblem: type[typer.BadParameter] = typer.BadParameter.__mro__[2]
 
+_INTERRUPTED = 130
+
 app = typer.Typer(
     name="wsi",
     help="Gigapixel histology slides in; slide-level masks and QuPath GeoJSON out. "
@@ -279,6 +281,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminate)
     try:
         code = app(standalone_mode=False)
+        if code == _INTERRUPTED:  # typer turns Ctrl-C into this code
+            raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else 0)
     except _UsageProblem as error:
         _fail(f"{error.format_message()} (`wsi --help` or `wsi VERB --help`)", 2)
@@ -287,7 +291,8 @@ def main() -> None:
     except WsiError as error:
         _fail(str(error), 1)
     except KeyboardInterrupt:
-        _fail("interrupted; what is finished is kept, run again to go on", 130)
+        words = "interrupted; what is finished is kept, run again to go on"
+        _fail(words, _INTERRUPTED)
 
 
 def _fail(message: str, code: int) -> None:

@@ -18,6 +18,8 @@ from wsi_pipeline.synthetic import paint_region
 
 _SLANT_DEG = 15.0
 _ZOOM = 0.78, 1.28
+_FAR = 0.25
+"""Share of regions of twice the side, as coarse regions are in use."""
 _STAIN = 0.2
 
 
@@ -195,6 +197,7 @@ class RegionSource:
         which = torch.from_numpy(random.integers(len(self._images), size=n))
         low, high = (float(np.log(edge)) for edge in _ZOOM)
         zoom = np.exp(random.uniform(low, high, n))
+        zoom *= np.where(random.random(n) < _FAR, 2.0, 1.0)
         turn = np.radians(
             90 * random.integers(4, size=n) + random.uniform(-_SLANT_DEG, _SLANT_DEG, n)
         )

@@ -238,7 +238,7 @@ def fit_strategy(
         torch.manual_seed(seed)
         net = SegmentNet(spec, strategy)
     net = net.to(memory_format=torch.channels_last)
-    source = RegionSource(data, REGION_PX, COARSER_LEVELS + 1)
+    source = RegionSource(data, REGION_PX, COARSER_LEVELS + 2)
     even = identity_grid(spec.nodes, spec.nodes).to(options.device)
     even = even.expand(batch, -1, -1, -1)
 

@@ -30,6 +30,7 @@ from wsi_pipeline.training.bags import (
 )
 from wsi_pipeline.training.large_bags import fit_large_bags
 from wsi_pipeline.training.loop import LoopOptions, fit
+from wsi_pipeline.training.patch_labels import fit_patches
 from wsi_pipeline.training.score import Table, cut_all, measure_cancer, measure_glas
 
 PATCH_PX = 128
@@ -80,8 +81,8 @@ class Recipe:
         Strength of the colour augmentation.
     large_steps : int
         Steps on bags as large as slides, with the encoder held still.
-    start : str or None
-        Shipped model whose encoder is the starting point.
+    patch_steps : int
+        Steps before the bags that train the encoder on the masks of single patches.
     lr : float
         Peak learning rate.
     """
@@ -93,7 +94,7 @@ class Recipe:
     top_m: int
     colour: float
     large_steps: int = 0
-    start: str | None = None
+    patch_steps: int = 0
     lr: float = 1e-3
 
 
@@ -113,10 +114,14 @@ RECIPES = {
     "glas": Recipe(
         mpp=0.62,
         tasks=("malignant", "gland"),
-        steps=350,
-        phases=(Phase(1.0, 6, BagSize(32, (1 / 32, 0.4)), (8, 16)),),
+        steps=220,
+        phases=(
+            Phase(0.5, 9, BagSize(12, (0.1, 1.0)), (12,)),
+            Phase(1.0, 6, BagSize(40, (1 / 40, 0.4)), (8, 16)),
+        ),
         top_m=64,
-        colour=0.1,
+        colour=0.08,
+        patch_steps=260,
     ),
 }
 
@@ -174,7 +179,17 @@ def train_select(
     target = resolve_device(device)
     net = SelectorNet(SelectorShape(), recipe.tasks).to(target)
     if start is not None:
-        _start_from(net, start)
+        load_state(net.encoder, start, prefix="encoder.")
+    warm = recipe.patch_steps * steps // recipe.steps
+    if warm:
+        fit_patches(
+            net,
+            train,
+            PATCH_PX,
+            warm,
+            lambda patches: augment(patches, recipe.colour, rng),
+            rng,
+        )
 
     def loss_of(module: nn.Module, step: int) -> Tensor:
         phase = next(p for p in recipe.phases if step < p.until * steps)
@@ -208,6 +223,7 @@ def train_select(
             "areas": [len(train), len(validation)],
             "steps": steps,
             "large_bag_steps": large,
+            "patch_label_steps": warm,
             "seed": seed,
             "optimizer": "AdamW, warm-up and cosine, moving average of the weights",
             "lr": recipe.lr,
@@ -333,8 +349,3 @@ def _compose(
 def _table(net: SelectorNet, areas: Sequence[Area], dataset: str) -> Table:
     stride = PATCH_PX // 2 if dataset == "glas" else PATCH_PX
     return cut_all(net, areas, PATCH_PX, stride)
-
-
-def _start_from(net: SelectorNet, file: Path) -> None:
-    """Take the encoder's weights from another selector's file."""
-    load_state(net.encoder, file, prefix="encoder.")
