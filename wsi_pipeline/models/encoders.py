@@ -7,7 +7,6 @@ its neighbours in the batch.
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from wsi_pipeline.registry import Registry
@@ -16,7 +15,7 @@ ENCODERS = Registry(
     "encoder",
     {
         "small": "wsi_pipeline.models.encoders:SmallEncoder",
-        "resnet18": "wsi_pipeline.models.encoders:ResNet18Encoder",
+        "resnet18": "wsi_pipeline.models.resnet:ResNet18Encoder",
     },
 )
 
@@ -106,32 +105,7 @@ class SmallEncoder(nn.Module):
         x = x + self.stage3(x)
         # the mean tells the texture, the maximum the single odd structure
         pooled = torch.cat([x.mean((2, 3)), x.amax((2, 3))], dim=1)
-        return _as_tensor(self.norm(self.project(pooled)))
-
-
-class ResNet18Encoder(nn.Module):
-    """ResNet-18 with a projection to D; random weights until a file is loaded.
-
-    Parameters
-    ----------
-    width : int
-        Length D of an embedding.
-
-    References
-    ----------
-    He et al., CVPR 2016; batch norm uses running statistics in eval mode.
-    """
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.input = PatchInput()
-        self.body = torchvision.models.resnet18(weights=None)
-        self.body.fc = nn.Linear(self.body.fc.in_features, width)
-        self.norm = nn.LayerNorm(width)
-
-    def forward(self, patches: Tensor) -> Tensor:
-        """Embed patches: (n, 3, p, p) to (n, D)."""
-        return _as_tensor(self.norm(self.body(self.input(patches))))
+        return as_tensor(self.norm(self.project(pooled)))
 
 
 def _block(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Module:
@@ -142,6 +116,7 @@ def _block(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Mo
     )
 
 
-def _as_tensor(value: Any) -> Tensor:  # Any: nn.Module calls are untyped
+def as_tensor(value: Any) -> Tensor:  # Any: nn.Module calls are untyped
+    """Say to the type checker that a module's output is a tensor."""
     assert isinstance(value, Tensor)  # noqa: S101  # narrows the type only
     return value
