@@ -112,18 +112,24 @@ def test_an_unwritable_folder_is_one_line(tmp_path):
     [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
 )
 def test_interrupts_end_in_one_line_and_their_code(tmp_path, number, code, words):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "wsi_pipeline", "synth", tmp_path / "s.tif",
-         "--megapixels", "200"],
+    with subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "wsi_pipeline",
+            "synth",
+            tmp_path / "s.tif",
+            "--megapixels",
+            "200",
+        ],
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
-    )  # fmt: skip
-    assert process.stderr is not None
-    assert "synth" in process.stderr.readline()
-    process.send_signal(number)
-    rest = process.stderr.read().strip().splitlines()
-    assert process.wait(60) == code
+    ) as process:
+        assert "synth" in process.stderr.readline()
+        process.send_signal(number)
+        rest = process.stderr.read().strip().splitlines()
+    assert process.returncode == code
     assert words in rest[-1]
     assert "Traceback" not in "".join(rest)
     assert list(tmp_path.rglob("*")) == []

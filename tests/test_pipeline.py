@@ -191,12 +191,12 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(
     config = tmp_path.parent / "exact.toml"
     config.write_text("[export]\nsimplify_um=0\nmin_area_um2=0\nmin_hole_um2=0\n")
     command += ["--config", config]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    while "segment" not in process.stderr.readline():
-        pass
-    process.send_signal(signal.SIGINT)
-    assert "interrupted" in process.stderr.read()
-    assert process.wait(60) == 130
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while "segment" not in process.stderr.readline():
+            pass
+        process.send_signal(signal.SIGINT)
+        assert "interrupted" in process.stderr.read()
+    assert process.returncode == 130
     folder = SlideFolder(tmp_path / results.slide_id)
     assert not folder.manifest.exists()
     tiled = (folder.pyramid / "zarr.json").stat().st_mtime_ns
