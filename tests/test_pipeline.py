@@ -33,7 +33,7 @@ ALL = EXACT.updated("segment", coverage="all")
 def made(tmp_path_factory) -> tuple[Path, Path]:
     """A small synthetic slide and its truth."""
     folder = tmp_path_factory.mktemp("made")
-    slide, truth, _ = write_truthful_slide(
+    slide, truth, *_ = write_truthful_slide(
         folder / "slide.tif", seed=11, megapixels=3, workers=1
     )
     return slide, truth

@@ -22,7 +22,7 @@ from wsi_pipeline.training.bags import (
     paint_areas,
     read_glas,
 )
-from wsi_pipeline.training.large_bags import fit_large_bags
+from wsi_pipeline.training.large_bags import draw_cancer, draw_glas, fit_large_bags
 from wsi_pipeline.training.patch_labels import fit_patches
 from wsi_pipeline.training.score import (
     Table,
@@ -228,10 +228,30 @@ def test_large_bags_teach_the_head_and_leave_the_encoder() -> None:
         np.arange(200) // 10,
         np.zeros(20, bool),
     )
-    losses = fit_large_bags(net, table, keep=8, steps=120, seed=0)
+    losses = fit_large_bags(net, table, draw_cancer, (8,), steps=120, seed=0)
     assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:10])
     assert all(torch.equal(encoder[n], v) for n, v in net.encoder.state_dict().items())
     assert not net.training
+
+
+def test_glas_bags_of_embeddings_are_labelled_by_what_they_hold() -> None:
+    share = np.tile(np.array([0, 0, 0.5, 0.9], np.float32), 6)
+    table = Table(
+        np.zeros((24, 4), np.float32),
+        np.zeros((24, 2), np.float32),
+        share,
+        np.arange(24) // 4,
+        np.arange(6) < 3,
+    )
+    rng = np.random.default_rng(0)
+    for index in range(8):
+        ids, (malignant, gland) = draw_glas(table, index, rng)
+        assert gland == float((share[ids] > 0).any())
+        if gland:
+            owners = set(table.area[ids][share[ids] > 0])
+            assert {bool(table.malignant[o]) for o in owners} == {bool(malignant)}
+        else:
+            assert np.isnan(malignant)
 
 
 def test_patch_labels_teach_the_encoder_the_share_of_gland() -> None:

@@ -78,7 +78,7 @@ def run_demo(
     WsiError
         If the slide did not go through.
     """
-    slide, truth, _ = write_truthful_slide(
+    slide, truth, *_ = write_truthful_slide(
         out / "slide.tif", seed=seed, megapixels=megapixels
     )
     config = RunConfig().updated("segment", coverage="all")
@@ -100,8 +100,8 @@ def run_demo(
 
 
 def write_truthful_slide(
-    path: Path, *, workers: int = 0, **options: Any
-) -> tuple[Path, Path, Path]:
+    path: Path, *, workers: int = 0, geojson: bool = True, **options: Any
+) -> tuple[Path, ...]:
     """Write a synthetic slide with its truth as label pyramid and as GeoJSON.
 
     Parameters
@@ -110,15 +110,24 @@ def write_truthful_slide(
         The slide, ``.tif`` or ``.tiff``.
     workers : int
         Processes that paint; 0 = one per CPU.
+    geojson : bool
+        Write the outlines too.
     **options
         As for :func:`wsi_pipeline.synthetic.write_slide`.
 
     Returns
     -------
     tuple of Path
-        Slide, truth pyramid (``.truth.ome.zarr``), truth GeoJSON.
+        Slide, truth pyramid (``.truth.ome.zarr``) and, where wanted, truth GeoJSON.
+
+    Notes
+    -----
+    Memory: painting is flat; the outlines of all objects are held at once, about
+    0.9 GB per gigapixel.
     """
     slide = write_slide(path, workers=workers or cpu_count(), **options)
+    if not geojson:
+        return slide.slide_path, slide.truth_path
     truth = MaskPyramid(slide.truth_path)
     outlines = path.with_name(f"{path.stem}.truth.geojson")
     exact = ExportOptions(simplify_um=0, min_area_um2=0, min_hole_um2=0)

@@ -93,6 +93,9 @@ def synth(
         str, typer.Option(help="'random', 'none', or 'one' small lesion.")
     ] = "random",
     artefacts: Annotated[bool, typer.Option(help="Pen marks, folds, dust.")] = True,
+    geojson: Annotated[
+        bool, typer.Option(help="Write the truth as GeoJSON too (held in memory).")
+    ] = True,
     seed: Seed = 0,
     workers: Annotated[int, typer.Option(help="0 = one per CPU.")] = 0,
 ) -> None:
@@ -108,6 +111,7 @@ def synth(
             kind=kind,
             lesions=lesions,
             artefacts=artefacts,
+            geojson=geojson,
             workers=workers,
             progress=terminal.ticker("synth"),
         )

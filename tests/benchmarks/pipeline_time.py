@@ -22,7 +22,7 @@ def main() -> int:
     parser.add_argument("--megapixels", type=float, default=100.0)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        slide, _, _ = write_truthful_slide(
+        slide, *_ = write_truthful_slide(
             Path(temporary) / "slide.tif", seed=5, megapixels=arguments.megapixels
         )
         floor = decode_once(slide)

@@ -3,19 +3,22 @@
 The encoder stays as it is, so a bag of thousands of patches costs a matrix product.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wsi_pipeline.models.selector import SelectorNet, choose_patches
-from wsi_pipeline.training.bags import SHOWN
+from wsi_pipeline.training.bags import SHOWN, UNKNOWN
 from wsi_pipeline.training.loop import LoopOptions, fit
 from wsi_pipeline.training.score import Table
 
 _BAGS = 8
 _LARGEST = 4000
 _MOST_SHOWN = 60
+_GLAND = 0.3
 
 
 class Pooling(nn.Module):
@@ -26,24 +29,38 @@ class Pooling(nn.Module):
         self.attention, self.outputs = net.attention, net.outputs
 
     def forward(self, x: Tensor, real: Tensor) -> Tensor:
-        """Logit of the first task: (b, n, D) and (b, n) bool to (b,)."""
-        first: Tensor = self.outputs[0](self.attention(x, real)[:, 0])[:, 0]
-        return first
+        """Logit per task: (b, n, D) and (b, n) bool to (b, T)."""
+        tokens = self.attention(x, real)
+        parts = [head(tokens[:, t]) for t, head in enumerate(self.outputs)]
+        return torch.cat(parts, dim=1)
+
+
+Draw = Callable[
+    [Table, int, np.random.Generator], tuple[NDArray[np.int64], list[float]]
+]
+"""Table, number of the bag in its step, generator: to patch ids and a label per task."""
 
 
 def fit_large_bags(
-    net: SelectorNet, table: Table, keep: int, steps: int, seed: int
+    net: SelectorNet,
+    table: Table,
+    draw: Draw,
+    kept: tuple[int, ...],
+    steps: int,
+    seed: int,
 ) -> list[float]:
-    """Train attention and head so that a benign slide's worst M patches stay benign.
+    """Train attention and heads on bags as they occur in use.
 
     Parameters
     ----------
     net : SelectorNet
-        With one task; its attention and head are changed.
+        Its attention and heads are changed, its encoder is not.
     table : Table
-        Encoded patches of the training areas.
-    keep : int
-        M that the selector will be used with.
+        Encoded patches.
+    draw : callable
+        Composes a bag.
+    kept : tuple of int
+        Values of M, one drawn per step.
     steps : int
         Optimizer steps of 8 bags.
 
@@ -62,18 +79,22 @@ def fit_large_bags(
 
     def loss_of(module: nn.Module, step: int) -> Tensor:
         del step
+        keep = int(rng.choice(kept))
         batch = torch.zeros(_BAGS, keep, table.embeddings.shape[1], device=device)
         real = torch.zeros(_BAGS, keep, dtype=torch.bool, device=device)
+        labels = torch.zeros(_BAGS, len(net.tasks), device=device)
         for row in range(_BAGS):
-            x = torch.from_numpy(table.embeddings[_draw(table, row % 2 == 0, rng)])
+            ids, values = draw(table, row, rng)
+            x = torch.from_numpy(table.embeddings[ids])
             with torch.no_grad():
                 logits = net.logits(x.to(device)).cpu().numpy()
             chosen = x[torch.from_numpy(choose_patches(logits, keep).chosen)]
             batch[row, : len(chosen)] = chosen.to(device)
             real[row, : len(chosen)] = True
-        labels = (torch.arange(_BAGS, device=device) % 2 == 0).float()
+            labels[row] = torch.tensor(values, device=device)
+        known = ~labels.isnan()
         return nn.functional.binary_cross_entropy_with_logits(
-            module(batch, real), labels
+            module(batch, real)[known], labels[known]
         )
 
     options = LoopOptions(
@@ -84,14 +105,34 @@ def fit_large_bags(
     return losses
 
 
-def _draw(table: Table, positive: bool, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Ids of a bag: clean patches of some areas, and lesion patches if positive."""
+def draw_cancer(
+    table: Table, index: int, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], list[float]]:
+    """Clean patches of some areas, and in every other bag 1 to 60 lesion patches."""
     areas = rng.permutation(len(table.malignant))
     some = areas[: int(np.exp(rng.uniform(np.log(8), np.log(len(areas) + 8))))]
     clean = table.clean[np.isin(table.area[table.clean], some)]
     clean = rng.permutation(clean)[:_LARGEST]
-    if not positive:
-        return clean
+    if index % 2:
+        return clean, [0.0]
     shown = np.flatnonzero(table.share >= SHOWN)
     count = int(np.exp(rng.uniform(0, np.log(_MOST_SHOWN))))
-    return np.concatenate([clean, rng.choice(shown, count)])
+    return np.concatenate([clean, rng.choice(shown, count)]), [1.0]
+
+
+def draw_glas(
+    table: Table, index: int, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], list[float]]:
+    """An image; or few of its glands among gland-free patches; or only the latter."""
+    same = np.flatnonzero(table.malignant == (index % 2 == 0))
+    image = int(rng.choice(same))
+    malignant = float(table.malignant[image])
+    own = table.area == image
+    if index % 4 < 2:
+        return np.flatnonzero(own), [malignant, 1.0]
+    clean = rng.permutation(table.clean)[: int(rng.integers(40, 400))]
+    glands = np.flatnonzero(own & (table.share >= _GLAND))
+    if index >= _BAGS - 2 or not len(glands):
+        return clean, [UNKNOWN, 0.0]
+    some = rng.permutation(glands)[: int(rng.integers(4, 40))]
+    return np.concatenate([clean, some]), [malignant, 1.0]

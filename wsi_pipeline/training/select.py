@@ -28,13 +28,13 @@ from wsi_pipeline.training.bags import (
     paint_areas,
     read_glas,
 )
-from wsi_pipeline.training.large_bags import fit_large_bags
+from wsi_pipeline.training.large_bags import draw_cancer, draw_glas, fit_large_bags
 from wsi_pipeline.training.loop import LoopOptions, fit
 from wsi_pipeline.training.patch_labels import fit_patches
 from wsi_pipeline.training.score import Table, cut_all, measure_cancer, measure_glas
 
 PATCH_PX = 128
-TRAIN_SEEDS, VALIDATION_SEEDS = 30_000, 40_000
+TRAIN_SEEDS, LARGE_SEEDS, VALIDATION_SEEDS = 30_000, 35_000, 40_000
 _AREA_PX = 768
 _CHUNK = 64
 
@@ -122,6 +122,7 @@ RECIPES = {
         top_m=64,
         colour=0.08,
         patch_steps=260,
+        large_steps=300,
     ),
 }
 
@@ -151,7 +152,8 @@ def train_select(
     steps : int, optional
         Optimizer steps; left out, the recipe's.
     areas : tuple of int
-        Painted areas for training and for validation (synthetic only).
+        Painted areas for training, and for large bags and for validation each
+        (synthetic only).
     start : Path, optional
         Weights whose encoder is the starting point.
 
@@ -205,8 +207,14 @@ def train_select(
     )
     losses = fit(net, loss_of, options, progress=progress)
     large = recipe.large_steps * steps // recipe.steps
-    if large:
-        fit_large_bags(net, _table(net, train, dataset), recipe.top_m, large, seed)
+    if large and dataset == "glas":
+        table = _table(net, train, dataset)
+        fit_large_bags(net, table, draw_glas, (16, 32, 64), large, seed)
+    elif large:
+        # unseen areas: on those that it was trained on, the encoder is too sure
+        fresh = _paint(LARGE_SEEDS, areas[1], recipe.mpp)
+        table = _table(net, fresh, dataset)
+        fit_large_bags(net, table, draw_cancer, (recipe.top_m,), large, seed)
     measure = measure_cancer if dataset == "synthetic" else measure_glas
     tables = [_table(net, part, dataset) for part in (train, validation)]
     out.mkdir(parents=True, exist_ok=True)
@@ -326,12 +334,12 @@ def _load(
 ) -> tuple[list[Area], list[Area]]:
     if dataset == "glas":
         return read_glas(data_dir, "train"), read_glas(data_dir, "val")
-    starts = TRAIN_SEEDS, VALIDATION_SEEDS
-    train, validation = (
-        paint_areas(range(first, first + count), _AREA_PX, mpp)
-        for first, count in zip(starts, areas, strict=True)
-    )
-    return train, validation
+    train = _paint(TRAIN_SEEDS, areas[0], mpp)
+    return train, _paint(VALIDATION_SEEDS, areas[1], mpp)
+
+
+def _paint(first_seed: int, count: int, mpp: float) -> list[Area]:
+    return paint_areas(range(first_seed, first_seed + count), _AREA_PX, mpp)
 
 
 def _compose(
