@@ -38,7 +38,7 @@ class Pooling(nn.Module):
 Draw = Callable[
     [Table, int, np.random.Generator], tuple[NDArray[np.int64], list[float]]
 ]
-"""Table, number of the bag in its step, generator: to patch ids and a label per task."""
+"""Table, index of the bag in its step, generator: to patch ids, a label per task."""
 
 
 def fit_large_bags(
