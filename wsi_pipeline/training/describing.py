@@ -65,8 +65,9 @@ DATASETS = {
         intended_use="Research on colon gland segmentation, and trials of the pipeline "
         "on real H&E.",
         limits="Colon, not prostate: 101 images from one laboratory. Grade was given "
-        "per image and painted onto its glands. Research use only, no commercial use, "
-        "not for diagnosis.",
+        "per image and painted onto its glands. The selector ranks gland above stroma; "
+        "its slide-level 'malignant' is near chance. Research use only, no commercial "
+        "use, not for diagnosis.",
         data="GlaS / Warwick-QU (Sirinukunwattana et al., Med. Image Anal. 2017): "
         "101 training and 25 validation images, split by patient; the published split "
         "leaks patients and was not used.",
