@@ -167,7 +167,7 @@ def _check_area(geometry: Json) -> Found:
     """Rounds a polygon to QuPath's grid with the algorithm that QuPath uses."""
     try:
         drawn = shape(geometry)
-    except (ValueError, ShapelyError) as error:
+    except (ValueError, IndexError, ShapelyError) as error:
         yield "abort", f"rings that do not make a polygon: {error}"
         return
     if drawn.is_empty:
