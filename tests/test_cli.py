@@ -49,6 +49,7 @@ def test_help_reads_well_and_loads_nothing_heavy(verb):
         [sys.executable, "-c", SCRIPT.format(heavy=HEAVY), *verb, "--help"],
         capture_output=True,
         text=True,
+        env=os.environ | {"COLUMNS": "80", "NO_COLOR": "1"},
     )
     assert result.returncode == 0
     assert result.stderr.split() == ["LOADED"]
