@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
-from torchvision.transforms import v2
 
 from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.models.sampling import cell_areas, mip_levels, sample_places
@@ -22,8 +21,6 @@ _ZOOM = 0.78, 1.28
 _FAR = 0.25
 """Share of regions of twice the side, as coarse regions are in use."""
 _STAIN = 0.2
-_SCANNER = v2.ColorJitter(brightness=0.1, contrast=0.15, saturation=0.15)
-"""What scanners do to a stain that is the same; hue is the stain's matter."""
 
 
 @dataclass(frozen=True)
@@ -196,7 +193,7 @@ class RegionSource:
         self.levels = levels
 
     def draw(self, n: int, random: np.random.Generator, device: str) -> RegionBatch:
-        """Draw n regions: any place, turn, slant, flip, zoom, stain and scanner."""
+        """Draw n regions: any place, turn, slant, flip, zoom and stain."""
         which = torch.from_numpy(random.integers(len(self._images), size=n))
         low, high = (float(np.log(edge)) for edge in _ZOOM)
         zoom = np.exp(random.uniform(low, high, n))
@@ -225,9 +222,6 @@ class RegionSource:
             return torch.from_numpy(values.astype(np.float32)).to(device)
 
         half = self._halves[which].to(device).float() / 255
-        with torch.random.fork_rng():  # the transform draws from torch's own generator
-            torch.manual_seed(int(random.integers(2**31)))
-            half = torch.stack([_SCANNER(image) for image in half])
         return RegionBatch(
             mip_levels(half, self.levels),
             self._labels[which].to(device),
