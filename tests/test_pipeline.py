@@ -1,27 +1,32 @@
 """The way from end to end, on a synthetic slide and on the real ones."""
 
 import hashlib
+import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import orjson
+import PIL.Image
 import pytest
 import shapely
 import zarr
 from ome_zarr_models.v05 import Image, ImageLabel
 
-from wsi_pipeline.batch import run_batch
+from wsi_pipeline.batch import rewrite_report, run_batch
 from wsi_pipeline.config import RunConfig
 from wsi_pipeline.demo import write_truthful_slide
-from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.errors import ConfigError, RegionError, UnknownNameError
 from wsi_pipeline.evaluation import evaluate_masks
 from wsi_pipeline.models.cards import find_model
+from wsi_pipeline.pipeline import publish_manifest, run_stage
 from wsi_pipeline.pyramid import MaskPyramid, Pyramid
 from wsi_pipeline.results import Manifest, SlideFolder
+from wsi_pipeline.stages import SlideRun
 
 EXACT = RunConfig().updated(
     "export", simplify_um=0.0, min_area_um2=0.0, min_hole_um2=0.0
@@ -259,6 +264,119 @@ def test_a_batch_isolates_its_slides_and_tells_the_truth(made, tmp_path):
     assert sum(o.reused for o in retried.outcomes) == 1
 
 
+def test_a_file_name_in_another_encoding_fails_alone(made, tmp_path):
+    slides = tmp_path / "slides"
+    slides.mkdir()
+    (slides / os.fsdecode(b"b\xff.tif")).write_bytes(b"II*\0 not a slide")
+    (slides / "good.tif").write_bytes(made[0].read_bytes())
+    out = tmp_path / "out"
+    result = run_batch([slides], out, find_model("synthetic"), EXACT)
+    assert [o.manifest.status for o in result.outcomes] == ["failed", "done"]
+    assert "b\\xff.tif" in (out / "report.html").read_text()
+    assert "b\\xff.tif" in (out / "slides.csv").read_text()
+
+
+def test_a_budget_that_was_too_small_is_tried_again_when_it_grows(made, tmp_path):
+    model = find_model("synthetic")
+    small = EXACT.updated("select", memory="1MiB")
+    first = run_batch([made[0]], tmp_path, model, small)
+    assert "give --memory" in first.outcomes[0].manifest.reason
+    assert run_batch([made[0]], tmp_path, model, EXACT).exit_code == 0
+
+
+def test_what_no_slide_could_run_with_is_refused_before_the_first(made, tmp_path):
+    model, out = find_model("synthetic"), tmp_path / "out"
+    wrong = [
+        EXACT.updated("select", device="abacus"),
+        EXACT.updated("tissue", mask=tmp_path / "no.png"),
+    ]
+    for config in wrong:
+        with pytest.raises(ConfigError, match=r"abacus|no\.png"):
+            run_batch([made[0]], out, model, config)
+    with pytest.raises(UnknownNameError, match="geojson"):
+        run_batch([made[0]], out, model, EXACT.updated("export", format="foo"))
+    assert not out.exists()
+
+
+def test_results_of_another_making_are_not_mixed(made, results, tmp_path):
+    out = tmp_path / "copy"
+    subprocess.run(["cp", "-r", results.path, out], check=True)
+    (out / "manifest.json").unlink()
+    mask = tmp_path / "mask.png"
+    w, h = Pyramid(results.pyramid).source.size_px
+    PIL.Image.new("1", (w // 8, h // 8), 1).save(mask)
+    run = SlideRun(SlideFolder(out), ALL, find_model("synthetic"))
+    changed = replace(run, config=ALL.updated("tissue", mask=mask))
+    run_stage("tissue", changed)
+    with pytest.raises(RegionError, match="run `wsi select` again"):
+        run_stage("export", run)
+
+
+def test_nothing_is_reported_outside_the_users_own_mask(made, tmp_path):
+    with PIL.Image.open(made[0]) as image:
+        w, h = image.size
+    half = PIL.Image.new("1", (w // 8, h // 8))
+    half.paste(1, (0, 0, w // 16, h // 8))
+    half.save(tmp_path / "mask.png")
+    config = ALL.updated("tissue", mask=tmp_path / "mask.png")
+    result = run_batch([made[0]], tmp_path / "out", find_model("synthetic"), config)
+    manifest = result.outcomes[0].manifest
+    folder = SlideFolder(tmp_path / "out" / manifest.slide_id)
+    masks = Pyramid(folder.pyramid).masks("synthetic")
+    mask = masks.read_level(masks.levels[0].box, 0)
+    edge = w // 2 // int(masks.levels[0].downsample)
+    assert mask[:, : edge - 32].any()
+    assert not mask[:, edge + 32 :].any()
+    areas = manifest.facts["stitch"]["area_mm2"]
+    assert (
+        sum(areas.values()) - areas["Background"]
+        <= manifest.facts["tissue"]["tissue_mm2"] * 1.001
+    )
+
+
+def test_an_export_in_another_form_replaces_the_first(made, results, tmp_path):
+    out = tmp_path / "copy"
+    subprocess.run(["cp", "-r", results.path.parent, out], check=True)
+    run_batch([made[0]], out, find_model("synthetic"), ALL.updated("export", gzip=True))
+    names = [p.name for p in (out / results.slide_id).glob("segmentation*")]
+    assert names == ["segmentation.geojson.gz"]
+
+
+def test_a_failed_slide_shows_no_picture_of_an_earlier_run(made, results, tmp_path):
+    out = tmp_path / "copy"
+    subprocess.run(["cp", "-r", results.path.parent, out], check=True)
+    small = ALL.updated("select", memory="1MiB", top_m=3)
+    result = run_batch([made[0]], out, find_model("synthetic"), small)
+    assert result.exit_code == 1
+    assert "<img" not in (out / "report.html").read_text()
+
+
+def test_the_manifest_tells_the_options_of_every_stage(made, results, tmp_path):
+    out = tmp_path / "copy"
+    subprocess.run(["cp", "-r", results.path, out], check=True)
+    run = SlideRun(SlideFolder(out), EXACT, find_model("synthetic"))
+    manifest = publish_manifest(run)
+    assert manifest.config["segment"]["coverage"] == "all"
+
+
+def test_the_report_can_be_written_anew(made, results, tmp_path):
+    out = tmp_path / "out"
+    (tmp_path / "a.png").write_text("")
+    model = find_model("synthetic")
+    run_batch([made[0], tmp_path / "a.png"], out, model, EXACT)
+    first = (out / "slides.csv").read_text()
+    rewrite_report(out)
+    assert sorted((out / "slides.csv").read_text()) == sorted(first)
+    with pytest.raises(ConfigError, match="no results"):
+        rewrite_report(tmp_path / "nowhere")
+
+
+def test_a_slide_far_too_coarse_for_its_model_is_refused(made, tmp_path):
+    config = EXACT.updated(None, mpp=9.0)
+    result = run_batch([made[0]], tmp_path / "o", find_model("synthetic"), config)
+    assert "not enough detail" in result.outcomes[0].manifest.reason
+
+
 def test_a_batch_of_nothing_useful_exits_1(tmp_path):
     (tmp_path / "a.txt").write_text("")
     result = run_batch([tmp_path], tmp_path / "o", find_model("synthetic"), EXACT)
@@ -297,14 +415,17 @@ def test_a_samplesheet_gives_names_and_scales(made, tmp_path):
         ("sample,slide\n../evil,a.svs\n", "line 2"),
         ("sample,slide,mpp\na,a.svs,fine\n", "'fine'"),
         ("sample,slide,mpp\na,a.svs,-1\n", "'-1'"),
-        ("sample,slide\na,x.svs\nA,y.svs\n", "same id"),
+        ("sample,slide\na,x.svs\nA,y.svs\n", "same name"),
+        ("sample,slide\na,x.svs\nA,x.svs\n", "same name"),
+        ("sample,slide,tissue\na,a.svs,no.png\n", "no such tissue mask"),
+        ("sample,slide\nn\xe4me,a.svs\n", "UTF-8"),
     ],
 )
 def test_a_wrong_samplesheet_is_refused_before_anything_is_written(
     tmp_path, text, words
 ):
     sheet = tmp_path / "slides.csv"
-    sheet.write_text(text)
+    sheet.write_text(text, encoding="latin-1")
     with pytest.raises(ConfigError, match=words):
         run_batch([sheet], tmp_path / "out", find_model("synthetic"), EXACT)
     assert not (tmp_path / "out").exists()

@@ -22,7 +22,11 @@ ModelName = Annotated[
     typer.Option("--model", "-m", help="Name of a shipped model, or a model's folder."),
 ]
 ConfigFile = Annotated[
-    Path | None, typer.Option("--config", help="TOML file with one table per act.")
+    Path | None,
+    typer.Option(
+        "--config",
+        help="TOML file: [tile] [tissue] [select] [segment] [stitch] [export].",
+    ),
 ]
 Mpp = Annotated[
     float | None,
@@ -47,7 +51,7 @@ Scheduler = Annotated[
 ]
 TissueMask = Annotated[
     Path | None,
-    typer.Option(help="Your own tissue mask, GeoJSON or PNG, for all slides named."),
+    typer.Option(help="Your own tissue mask, GeoJSON or PNG."),
 ]
 GpuMemory = Annotated[
     str | None,

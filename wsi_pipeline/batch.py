@@ -8,11 +8,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from wsi_pipeline.config import RunConfig
-from wsi_pipeline.errors import ConfigError, NotASlideError, WsiError
+from wsi_pipeline.errors import ConfigError, NotASlideError, SlideError, WsiError
 from wsi_pipeline.models.cards import ModelFolder
-from wsi_pipeline.pipeline import final_key, model_facts, run_slide
-from wsi_pipeline.publishing import list_files, make_folder, publish_bytes, publish_json
+from wsi_pipeline.pipeline import check_config, final_key, model_facts, run_slide
+from wsi_pipeline.publishing import (
+    list_files,
+    make_folder,
+    printable,
+    publish_bytes,
+    publish_json,
+)
 from wsi_pipeline.readers.probe import Prober
 from wsi_pipeline.reporting import ClassArea, RunFacts, SlideRow, write_report
 from wsi_pipeline.results import NOTICE, Manifest, SlideFolder
@@ -70,7 +78,7 @@ class BatchResult:
         return [
             {
                 "slide_id": o.manifest.slide_id,
-                "slide": o.path.name,
+                "slide": o.manifest.slide,
                 "status": o.manifest.status,
                 "reason": o.manifest.reason,
                 "reused": o.reused,
@@ -139,7 +147,8 @@ def run_batch(
     Raises
     ------
     ConfigError
-        If the samplesheet is wrong or two slides share an id.
+        If the samplesheet is wrong, two slides share an id, or an option asks for
+        what is not there (a device, a mask, a format).
     SlideError
         If a path does not exist.
     ExportError
@@ -149,6 +158,7 @@ def run_batch(
     """
     hooks = hooks or BatchHooks()
     entries = pick_samples(list(list_entries(slides)), only)
+    check_config(config)
     make_folder(out)
     started = datetime.now(UTC)
     outcomes: list[Outcome] = []
@@ -182,13 +192,14 @@ class _Worker:
     progress: Progress | None
 
     def outcome(self, entry: Entry) -> Outcome:
-        name = entry.path.name
+        name = printable(entry.path.name)
         if entry.skip:
             manifest = Manifest(entry.slide_id, name, "", "skipped", entry.skip)
             return Outcome(entry.path, manifest)
         folder = SlideFolder(self.out / entry.slide_id)
         job = SlideJob(entry.slide_id, entry.path, entry.mpp, entry.tissue)
         key = ""
+        lasting = False
         try:
             key = final_key(job, self.model, self.config)
             kept = self._finished(folder, key)
@@ -207,6 +218,7 @@ class _Worker:
             return Outcome(entry.path, manifest)
         except WsiError as error:
             reason = str(error)
+            lasting = isinstance(error, SlideError)
         except Exception as error:  # one slide never takes the batch with it
             reason = f"unexpected {type(error).__name__}: {error} (see error.txt)"
             publish_bytes(folder.path / "error.txt", traceback.format_exc().encode())
@@ -216,6 +228,7 @@ class _Worker:
             key,
             "failed",
             _one_line(reason).removeprefix(f"{name}: "),
+            facts={"lasting": lasting},
             config=self.config.model_dump(mode="json"),
             model=model_facts(self.model),
         )
@@ -229,7 +242,9 @@ class _Worker:
         if manifest is None or manifest.key != key:
             return None
         if manifest.status == "failed":
-            return None if self.retry else manifest
+            # what is wrong with a slide stays wrong; memory, disks and devices do not
+            kept = manifest.facts.get("lasting", False) and not self.retry
+            return manifest if kept else None
         there = {
             path.relative_to(folder.path).as_posix(): path.stat().st_size
             for path in list_files(folder.path)
@@ -270,7 +285,7 @@ def _write_run(
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return printable(" ".join(text.split()))
 
 
 def rewrite_report(out: Path) -> Path:
@@ -291,12 +306,27 @@ def rewrite_report(out: Path) -> Path:
         for path in sorted(out.glob("*/manifest.json"))
         if (manifest := Manifest.load(SlideFolder(path.parent)))
     ]
+    manifests += _skipped(out)
     if not manifests:
         raise ConfigError(f"{out}: no results of `wsi run` (no */manifest.json)")
     rows = [_row(out, m, reused=False) for m in manifests]
     seconds = sum(sum(m.seconds.values()) for m in manifests)
-    write_report(out, rows, _run_facts(manifests[-1].model, "", seconds))
+    model = next(m.model for m in manifests if m.model)
+    write_report(out, rows, _run_facts(model, "", seconds))
     return out / "report.html"
+
+
+def _skipped(out: Path) -> list[Manifest]:
+    """What the last run listed as no slide: such files have no folder."""
+    try:
+        rows = orjson.loads((out / "run.json").read_bytes())["slides"]
+    except (OSError, KeyError, orjson.JSONDecodeError):
+        return []
+    return [
+        Manifest(row["slide_id"], row["slide"], "", "skipped", row["reason"])
+        for row in rows
+        if row["status"] == "skipped"
+    ]
 
 
 def _run_facts(model: Mapping[str, Any], started: str, seconds: float) -> RunFacts:
@@ -314,6 +344,7 @@ def _run_facts(model: Mapping[str, Any], started: str, seconds: float) -> RunFac
 def _row(out: Path, manifest: Manifest, *, reused: bool) -> SlideRow:
     """One row of the report."""
     folder = SlideFolder(out / manifest.slide_id)
+    shown = manifest.status in ("done", "degraded")
     pictures = (folder.thumbnail, folder.overlay, folder.attention)
     geojson = manifest.facts.get("export", {}).get("path")
     facts = manifest.facts
@@ -339,7 +370,7 @@ def _row(out: Path, manifest: Manifest, *, reused: bool) -> SlideRow:
         seconds=sum(manifest.seconds.values()) if manifest.seconds else None,
         peak_memory_bytes=max(manifest.peak_bytes.values(), default=None),
         folder=manifest.slide_id if folder.path.is_dir() else None,
-        pictures=tuple(p.name for p in pictures if p.is_file()),
+        pictures=tuple(p.name for p in pictures if shown and p.is_file()),
         geojson=geojson,
         warnings=tuple(tile.get("warnings", ())),
     )

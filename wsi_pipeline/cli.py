@@ -66,27 +66,33 @@ def _top(
 @app.command()
 def info(slides: Slides, mpp: Mpp = None, as_json: Json = False) -> None:
     """Say what slides are: size, levels, scale and where it came from."""
-    from wsi_pipeline.readers import open_slide
-    from wsi_pipeline.readers.discovery import find_slides
+    from wsi_pipeline.publishing import printable
+    from wsi_pipeline.samplesheet import list_entries
+    from wsi_pipeline.stages import SlideJob
     from wsi_pipeline.terminal import slide_facts
 
-    rows, failed = [], 0
-    for candidate in find_slides(slides):
-        if candidate.kind == "skip":
+    config = RunConfig().updated(None, mpp=mpp)
+    rows: list[dict[str, Any]] = []
+    failed = 0
+    for entry in list_entries(slides):
+        name = printable(str(entry.path))
+        if entry.skip:
+            rows.append({"slide": name, "skipped": entry.skip})
             continue
         try:
-            with open_slide(candidate.path, mpp=mpp) as slide:
+            with SlideJob(entry.slide_id, entry.path, entry.mpp).open(config) as slide:
                 rows.append(slide_facts(slide.info))
         except WsiError as error:
             failed += 1
-            rows.append({"slide": str(candidate.path), "error": str(error)})
+            rows.append({"slide": name, "error": printable(str(error))})
     if as_json:
         print_json(rows)
     else:
         for row in rows:
             print("\n".join(f"{key:>12}  {value}" for key, value in row.items()), "\n")
-    if failed or not rows:
-        raise typer.Exit(1 if failed == len(rows) else 3)
+    good = sum("mpp" in row for row in rows)
+    if failed or not good:
+        raise typer.Exit(3 if good else 1)
 
 
 @app.command()
@@ -102,7 +108,9 @@ def run(
     ] = False,
     only: Annotated[
         list[str] | None,
-        typer.Option(help="Run this sample of the sheet; `wsi report` gathers them."),
+        typer.Option(
+            help="Run this sample of the sheet (may be repeated); `wsi report` gathers."
+        ),
     ] = None,
     coverage: Coverage = None,
     strategy: Strategy = None,

@@ -6,12 +6,21 @@ The default of a number lives here and nowhere else. Imports no torch, dask or z
 import hashlib
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import orjson
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ByteSize,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from wsi_pipeline.errors import ConfigError
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Options(BaseModel):
@@ -34,7 +43,7 @@ class Options(BaseModel):
 class TileOptions(Options):
     """Options of tiling: Slide to Pyramid."""
 
-    target_mpp: float | Literal["native"] | None = Field(
+    target_mpp: Positive | Literal["native"] | None = Field(
         None,
         description="um/px that the pyramid's base must not be coarser than; 'native' "
         "keeps level 0; left out, the finest that the model needs",
@@ -48,6 +57,16 @@ class TileOptions(Options):
     scheduler: Literal["threads", "processes"] = Field(
         "threads", description="Dask threads, or a local Dask cluster of processes"
     )
+
+    @model_validator(mode="after")
+    def _whole_chunks(self) -> Self:
+        parts = self.block_px // self.chunk_px
+        if parts * self.chunk_px != self.block_px or parts & (parts - 1):
+            raise ValueError(
+                f"block_px {self.block_px} is not chunk_px {self.chunk_px} times a "
+                "power of two"
+            )
+        return self
 
 
 class TissueOptions(Options):
@@ -147,7 +166,10 @@ class RunConfig(Options):
 
     model: str | None = Field(None, description="name or folder of the model; required")
     mpp: float | None = Field(
-        None, gt=0, description="um/px of level 0 where the slide does not state it"
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="um/px of level 0 where the slide does not state it",
     )
     tile: TileOptions = TileOptions()
     tissue: TissueOptions = TissueOptions()

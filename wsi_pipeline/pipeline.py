@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import orjson
 from wsi_pipeline import stages
 from wsi_pipeline.config import Options, RunConfig
 from wsi_pipeline.errors import ConfigError, RegionError
+from wsi_pipeline.exporters import EXPORTERS
+from wsi_pipeline.models.budget import resolve_device
 from wsi_pipeline.models.cards import ModelFolder
 from wsi_pipeline.process import peak_resident_bytes, reset_peak
-from wsi_pipeline.publishing import sha256_file
+from wsi_pipeline.publishing import remove, sha256_file
 from wsi_pipeline.results import (
     Manifest,
     SlideFolder,
@@ -74,6 +77,7 @@ def run_slide(
     run = SlideRun(folder, config_of(job, config), model, job, progress)
     for verb in STAGES:
         run_stage(verb, run)
+    remove(folder.path / "error.txt")
     return publish_manifest(run)
 
 
@@ -86,7 +90,7 @@ def publish_manifest(run: SlideRun) -> Manifest:
         If a stage has not been published.
     """
     model = run.need_model()
-    records = {verb: _require(run, verb) for verb in STAGES}
+    records = _chain(run, STAGES)
     status, reason = _judge(records, model)
     manifest = Manifest(
         run.folder.slide_id,
@@ -95,7 +99,7 @@ def publish_manifest(run: SlideRun) -> Manifest:
         status,
         reason,
         facts={verb: r.facts for verb, r in records.items()},
-        config=run.config.model_dump(mode="json"),
+        config=_config_of(run, records).model_dump(mode="json"),
         model=model_facts(model),
         seconds={verb: r.seconds for verb, r in records.items()},
         peak_bytes={verb: r.peak_bytes for verb, r in records.items()},
@@ -103,6 +107,23 @@ def publish_manifest(run: SlideRun) -> Manifest:
     )
     manifest.publish(run.folder)
     return manifest
+
+
+def check_config(config: RunConfig) -> None:
+    """Refuse, before any slide is touched, what no slide could be run with.
+
+    Raises
+    ------
+    ConfigError
+        If the device or the tissue mask is not there.
+    UnknownNameError
+        If there is no such export format.
+    """
+    for options in (config.select, config.segment):
+        resolve_device(options.device)
+    EXPORTERS.load(config.export.format)
+    if config.tissue.mask is not None and not config.tissue.mask.is_file():
+        raise ConfigError(f"{config.tissue.mask}: no such file for --tissue-mask")
 
 
 def config_of(job: SlideJob, config: RunConfig) -> RunConfig:
@@ -121,8 +142,8 @@ def run_stage(verb: str, run: SlideRun) -> StageRecord:
         If the stage before it has not been published.
     """
     if verb != STAGES[0]:
-        before = STAGES[STAGES.index(verb) - 1]
-        upstream = _require(run, before).key
+        before = STAGES[: STAGES.index(verb)]
+        upstream = _chain(run, before)[before[-1]].key
     elif run.job is None:
         raise ConfigError("tiling needs a slide")
     else:
@@ -155,6 +176,35 @@ def _require(run: SlideRun, verb: str) -> StageRecord:
             f"{run.folder.path}: no results of {verb!r}; run `wsi {verb}` on it"
         )
     return record
+
+
+def _chain(run: SlideRun, verbs: Sequence[str]) -> dict[str, StageRecord]:
+    """Records of consecutive stages, each made from the one before it.
+
+    Raises
+    ------
+    RegionError
+        If a stage is missing, or was made from something else.
+    """
+    records: dict[str, StageRecord] = {}
+    for verb in verbs:
+        record = _require(run, verb)
+        if records:  # tiling has no stage before it
+            config = _config_of(run, {verb: record})
+            last = records[verbs[len(records) - 1]]
+            if record.key != stage_key(verb, last.key, config, run.model):
+                raise RegionError(
+                    f"{run.folder.path}: the results of {verb!r} were not made from "
+                    f"those of {last.verb!r} with this model; run `wsi {verb}` again"
+                )
+        records[verb] = record
+    return records
+
+
+def _config_of(run: SlideRun, records: Mapping[str, StageRecord]) -> RunConfig:
+    """The config that the published stages were run with."""
+    made = {verb: dict(record.options) for verb, record in records.items()}
+    return RunConfig(**(run.config.model_dump() | made))
 
 
 def _is_published(run: SlideRun, record: StageRecord) -> bool:
@@ -205,6 +255,8 @@ def stage_key(
             }.get(verb, [card.name, card.version])
         )
     if verb == "tissue" and config.tissue.mask is not None:
+        if not config.tissue.mask.is_file():
+            raise ConfigError(f"{config.tissue.mask}: no such tissue mask")
         parts.append(sha256_file(config.tissue.mask))
     return _digest(parts)
 

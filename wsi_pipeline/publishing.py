@@ -100,6 +100,11 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def printable(text: str) -> str:
+    """Text that UTF-8 can hold: bytes of file names in other encodings are escaped."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def sha256_file(path: Path) -> str:
     """sha256 of a file's content, hex."""
     with path.open("rb") as stream:

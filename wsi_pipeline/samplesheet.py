@@ -1,6 +1,7 @@
 """Turns what a user names (slides, folders, a samplesheet) into a batch's entries."""
 
 import csv
+import io
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -62,12 +63,14 @@ def list_entries(slides: Sequence[Path]) -> Iterator[Entry]:
     seen: dict[str, Path] = {}
     for entry in entries:
         # file systems that fold case would let two such slides share a folder
-        other = seen.setdefault(entry.slide_id.lower(), entry.path)
-        if other != entry.path:
+        other = seen.get(entry.slide_id.lower())
+        if other is not None:
             raise ConfigError(
-                f"{entry.path} and {other} get the same id {entry.slide_id!r}; "
-                "rename one, or name both in a samplesheet"
+                f"{entry.path} and {other} get the same name {entry.slide_id!r} "
+                "(upper and lower case count as the same); give each its own sample "
+                "name in a samplesheet"
             )
+        seen[entry.slide_id.lower()] = entry.path
         yield entry
 
 
@@ -98,7 +101,11 @@ def read_samplesheet(path: Path) -> list[Entry]:
         If a column is missing or unknown, or a value is wrong; names the line.
     """
     known = {"sample", "slide", "mpp", "tissue", "label"}
-    with path.open(newline="", encoding="utf-8-sig") as stream:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text; save it as 'CSV UTF-8'") from error
+    with io.StringIO(text, newline="") as stream:
         reader = csv.DictReader(stream)
         columns = set(reader.fieldnames or ())
         if not {"sample", "slide"} <= columns or not columns <= known:
@@ -118,12 +125,15 @@ def read_samplesheet(path: Path) -> list[Entry]:
                 f"{where}: sample {sample!r}; expected letters, digits, '.', '_', '-', "
                 "not starting with '.'"
             )
+        mask = path.parent / row["tissue"] if row.get("tissue") else None
+        if mask is not None and not mask.is_file():
+            raise ConfigError(f"{where}: no such tissue mask: {mask}")
         entries.append(
             Entry(
                 path.parent / slide,
                 sample,
                 mpp=_positive(row.get("mpp"), where),
-                tissue=path.parent / row["tissue"] if row.get("tissue") else None,
+                tissue=mask,
             )
         )
     return entries

@@ -9,11 +9,11 @@ from typing import Any
 from wsi_pipeline.classes import COARSELY, IN_DETAIL, NO_TISSUE, SKIPPED
 from wsi_pipeline.cluster import local_client
 from wsi_pipeline.config import RunConfig
-from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.errors import ConfigError, SlideError
 from wsi_pipeline.exporters import export_masks
 from wsi_pipeline.models.cards import ModelFolder
 from wsi_pipeline.pictures import attention, overlay, publish_picture, thumbnail
-from wsi_pipeline.publishing import staged
+from wsi_pipeline.publishing import remove, staged
 from wsi_pipeline.pyramid import MaskPyramid, Pyramid
 from wsi_pipeline.readers import open_slide
 from wsi_pipeline.regions import PatchGrid, RegionStore, Selection, Tissue
@@ -24,6 +24,8 @@ from wsi_pipeline.slide import Slide
 from wsi_pipeline.stitching import stitch_masks
 from wsi_pipeline.tiling import tile_slide
 from wsi_pipeline.tissue import find_tissue, label_tissue, lay_patches
+
+_TOO_COARSE = 8  # a slide this many times coarser than its model is refused
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total)."""
@@ -119,6 +121,11 @@ def publish_tile(run: SlideRun) -> Published:
     base_mpp = run.model.card.finest_mpp if run.model else None
     with run.job.open(run.config) as slide:
         info = slide.info
+        if base_mpp and info.scale.mean > base_mpp * _TOO_COARSE:
+            raise SlideError(
+                f"{info.path.name}: has {info.scale.mean:.3g} um/px, the model needs "
+                f"{base_mpp:.3g}; there is not enough detail to go by"
+            )
         processes = options.scheduler == "processes"
         with local_client(options.workers) if processes else nullcontext() as client:
             pyramid = tile_slide(
@@ -226,6 +233,9 @@ def publish_export(run: SlideRun) -> Published:
     card = run.need_model().card
     suffix = ".geojson.gz" if options.gzip else ".geojson"
     path = folder.path / f"segmentation{suffix}"
+    for old in folder.path.glob("segmentation.geojson*"):
+        if old != path:
+            remove(old)
     pyramid = Pyramid(folder.pyramid)
     summary = export_masks(
         pyramid.masks(card.name),

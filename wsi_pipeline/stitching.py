@@ -215,11 +215,13 @@ def _stitch_block(
         sure = np.take_along_axis(blend.mean, best[None], axis=0)[0]
         place = tile.shift(-block.x, -block.y)
         here = place.rows, place.columns
-        np.copyto(mask[here], values[best], where=blend.any)
+        # a region also sees glass, pen and what a person's mask leaves out
+        seen = blend.any & on_tissue[here]
+        np.copyto(mask[here], values[best], where=seen)
         how = np.where(blend.detailed, IN_DETAIL, COARSELY).astype(np.uint8)
-        np.copyto(coverage[here], how, where=blend.any)
+        np.copyto(coverage[here], how, where=seen)
         share = np.rint(np.clip(sure, 0, 1) * CERTAIN).astype(np.uint8)
-        np.copyto(confidence[here], share, where=blend.any)
+        np.copyto(confidence[here], share, where=seen)
     return mask, coverage, confidence
 
 

@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from wsi_pipeline.publishing import printable
+
 if TYPE_CHECKING:
     from wsi_pipeline.batch import BatchResult, Outcome
     from wsi_pipeline.slide import SlideInfo
@@ -49,7 +51,9 @@ class Terminal:
         """Announce a slide of a batch."""
         self._stage = ""
         if not self.console.is_terminal:
-            self.console.print(f"[{number}/{total}] {path}", markup=False)
+            self.console.print(
+                f"[{number}/{total}] {printable(str(path))}", markup=False
+            )
 
     def stage(self, stage: str, done: int, total: int) -> None:
         """Show how far a stage is."""
@@ -75,7 +79,7 @@ class Terminal:
         reason = f": {manifest.reason}" if manifest.reason else ""
         self.console.print(
             f"[{colour}]{manifest.status:>9}[/]{kept} "
-            f"{escape(outcome.path.name)}{escape(reason)}"
+            f"{escape(manifest.slide)}{escape(reason)}"
         )
 
     def summary(self, result: "BatchResult", out: Path) -> None:
@@ -91,7 +95,7 @@ class Terminal:
 def slide_facts(info: "SlideInfo") -> dict[str, Any]:
     """Facts of a slide for people and machines, in reading order."""
     facts: dict[str, Any] = {
-        "slide": str(info.path),
+        "slide": printable(str(info.path)),
         "backend": info.backend,
         "vendor": info.vendor,
         "compression": info.compression,

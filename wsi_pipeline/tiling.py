@@ -16,7 +16,7 @@ from wsi_pipeline.config import TileOptions
 from wsi_pipeline.geometry import Box
 from wsi_pipeline.ngff import Source, block_levels
 from wsi_pipeline.process import cpu_count
-from wsi_pipeline.publishing import staged
+from wsi_pipeline.publishing import printable, staged
 from wsi_pipeline.pyramid import Pyramid
 from wsi_pipeline.slide import Slide
 
@@ -74,7 +74,11 @@ def tile_slide(
     target = base_mpp if options.target_mpp is None else options.target_mpp
     base = base_downsample(info.scale.mean, None if target == "native" else target)
     source = Source(
-        info.path.name, info.size_px, info.scale, info.scale_source, info.bounds
+        printable(info.path.name),
+        info.size_px,
+        info.scale,
+        info.scale_source,
+        info.bounds,
     )
     with staged(path) as temporary:
         pyramid = Pyramid.create(

@@ -50,6 +50,9 @@ class Finding:
     where: str
     message: str
 
+    def __str__(self) -> str:
+        return f"{self.severity}: {self.where}: {self.message}"
+
 
 Found = Iterator[tuple[Severity, str]]
 
