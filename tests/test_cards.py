@@ -2,7 +2,7 @@ import hashlib
 
 import pytest
 
-from wsi_pipeline.errors import ModelError, UnknownNameError
+from wsi_pipeline.errors import ConfigError, ModelError, UnknownNameError
 from wsi_pipeline.models.cards import (
     ModelFolder,
     SegmenterCard,
@@ -11,7 +11,7 @@ from wsi_pipeline.models.cards import (
     read_card,
     shipped_models,
 )
-from wsi_pipeline.training.describing import DATASETS, publish_part
+from wsi_pipeline.training.describing import DATASETS, check_request, publish_part
 
 
 def parts(folder) -> tuple[SelectorCard, SegmenterCard]:
@@ -53,6 +53,23 @@ def test_training_one_part_again_keeps_the_other(tmp_path):
     publish_part(folder, "synthetic", selector.model_copy(update={"top_m": 9}))
     assert read_card(folder).selector.top_m == 9
     assert read_card(folder).segmenter == segmenter
+
+
+def test_parts_of_different_datasets_are_not_put_together(tmp_path):
+    folder = tmp_path / "mine"
+    selector, segmenter = (
+        part.model_copy(update={"training": {"dataset": name}})
+        for part, name in zip(parts(folder), ("glas", "synthetic"), strict=True)
+    )
+    publish_part(folder, "glas", selector)
+    with pytest.raises(ModelError, match="different folders"):
+        publish_part(folder, "synthetic", segmenter)
+
+
+@pytest.mark.parametrize("name", ["tissue", "my model", ".x"])
+def test_a_folder_that_is_no_name_is_refused_before_training(tmp_path, name):
+    with pytest.raises(ConfigError, match="no name"):
+        check_request("glas", tmp_path / name)
 
 
 def test_changed_or_foreign_weights_are_not_loaded(tmp_path):

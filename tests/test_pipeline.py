@@ -22,11 +22,11 @@ from wsi_pipeline.config import RunConfig
 from wsi_pipeline.demo import write_truthful_slide
 from wsi_pipeline.errors import ConfigError, RegionError, UnknownNameError
 from wsi_pipeline.evaluation import evaluate_masks
-from wsi_pipeline.models.cards import find_model
-from wsi_pipeline.pipeline import publish_manifest, run_stage
+from wsi_pipeline.models.cards import ModelCard, find_model
+from wsi_pipeline.pipeline import final_key, publish_manifest, run_stage
 from wsi_pipeline.pyramid import MaskPyramid, Pyramid
 from wsi_pipeline.results import Manifest, SlideFolder
-from wsi_pipeline.stages import SlideRun
+from wsi_pipeline.stages import SlideJob, SlideRun
 
 EXACT = RunConfig().updated(
     "export", simplify_um=0.0, min_area_um2=0.0, min_hole_um2=0.0
@@ -176,13 +176,13 @@ def test_verbs_one_by_one_give_what_run_gives(made, results, tmp_path):
     assert Manifest.load(folder).key == Manifest.load(results).key
 
 
-def test_a_stage_without_the_one_before_it_says_which_verb_to_run(tmp_path):
+def test_a_stage_without_those_before_it_says_which_verb_to_run(tmp_path):
     result = subprocess.run(
         [sys.executable, "-m", "wsi_pipeline", "select", tmp_path, "-m", "synthetic"],
         capture_output=True,
         text=True,
     )
-    assert "run `wsi tissue`" in result.stderr
+    assert "run `wsi tile`" in result.stderr
     assert result.returncode == 1
 
 
@@ -228,11 +228,12 @@ def test_a_finished_slide_is_kept_and_a_changed_option_redoes_what_it_must(
     assert folder.selection.stat().st_mtime_ns == before
 
 
-def test_a_lost_file_makes_the_slide_run_again(made, results, tmp_path):
+@pytest.mark.parametrize("name", ["tissue.png", "slide.ome.zarr/0/c/0/0/0"])
+def test_a_lost_file_makes_the_slide_run_again(made, results, tmp_path, name):
     out = tmp_path / "copy"
     subprocess.run(["cp", "-r", results.path.parent, out], check=True)
     folder = SlideFolder(out / results.slide_id)
-    (folder.tissue).unlink()
+    (folder.path / name).unlink()
     result = run_batch([made[0]], out, find_model("synthetic"), ALL)
     assert [o.reused for o in result.outcomes] == [False]
     assert bytes_of(folder) == bytes_of(results)
@@ -310,6 +311,36 @@ def test_results_of_another_making_are_not_mixed(made, results, tmp_path):
     run_stage("tissue", changed)
     with pytest.raises(RegionError, match="run `wsi select` again"):
         run_stage("export", run)
+
+
+def test_a_stage_made_anew_takes_back_what_came_of_the_old_one(results, tmp_path):
+    out = tmp_path / "copy"
+    subprocess.run(["cp", "-r", results.path, out], check=True)
+    run = SlideRun(SlideFolder(out), ALL, find_model("synthetic"))
+    changed = replace(run, config=ALL.updated("select", top_m=3))
+    run_stage("select", changed)
+    assert not (out / "manifest.json").exists()
+    assert sorted(p.stem for p in (out / "stages").iterdir()) == [
+        "select", "tile", "tissue",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"selector": {"top_m": 5}},
+        {"segmenter": {"region_px": 256}},
+        {"classes": ({"value": 0, "name": "Other", "rgb": (0, 0, 0)},)},
+    ],
+)
+def test_another_card_is_another_key(made, change):
+    model = find_model("synthetic")
+    data = model.card.model_dump()
+    for name, part in change.items():
+        data[name] = data[name] | part if isinstance(part, dict) else part
+    other = replace(model, card=ModelCard(**data))
+    job = SlideJob("a", made[0])
+    assert final_key(job, model, ALL) != final_key(job, other, ALL)
 
 
 def test_nothing_is_reported_outside_the_users_own_mask(made, tmp_path):

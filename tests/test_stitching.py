@@ -224,7 +224,8 @@ def test_detail_hides_coarse_and_coarse_shows_towards_its_border(
         assert (mask[80:176, 80:176] == 2).all()
         assert (mask[:64, :256] == 1).all()
         assert mask[128, 64] == 1  # at its border the detail has almost no weight
-        assert (coverage[64:192, 64:192] == IN_DETAIL).all()
+        assert (coverage[80:176, 80:176] == IN_DETAIL).all()
+        assert coverage[128, 64] == COARSELY
         assert (coverage[:64, :256] == COARSELY).all()
         assert (coverage[:, 256:] == SKIPPED).all()
 

@@ -11,7 +11,13 @@ from typing import Any
 import orjson
 
 from wsi_pipeline.config import RunConfig
-from wsi_pipeline.errors import ConfigError, NotASlideError, SlideError, WsiError
+from wsi_pipeline.errors import (
+    ConfigError,
+    ExportError,
+    NotASlideError,
+    SlideError,
+    WsiError,
+)
 from wsi_pipeline.models.cards import ModelFolder
 from wsi_pipeline.pipeline import check_config, final_key, model_facts, run_slide
 from wsi_pipeline.publishing import (
@@ -199,7 +205,7 @@ class _Worker:
         folder = SlideFolder(self.out / entry.slide_id)
         job = SlideJob(entry.slide_id, entry.path, entry.mpp, entry.tissue)
         key = ""
-        lasting = False
+        lasting, details = False, b""
         try:
             key = final_key(job, self.model, self.config)
             kept = self._finished(folder, key)
@@ -221,7 +227,7 @@ class _Worker:
             lasting = isinstance(error, SlideError)
         except Exception as error:  # one slide never takes the batch with it
             reason = f"unexpected {type(error).__name__}: {error} (see error.txt)"
-            publish_bytes(folder.path / "error.txt", traceback.format_exc().encode())
+            details = printable(traceback.format_exc()).encode()
         manifest = Manifest(
             entry.slide_id,
             name,
@@ -232,8 +238,13 @@ class _Worker:
             config=self.config.model_dump(mode="json"),
             model=model_facts(self.model),
         )
-        folder.prepare()
-        manifest.publish(folder)
+        try:
+            folder.prepare()
+            if details:
+                publish_bytes(folder.path / "error.txt", details)
+            manifest.publish(folder)
+        except ExportError:
+            pass  # run.json still tells of the failure
         return Outcome(entry.path, manifest)
 
     def _finished(self, folder: SlideFolder, key: str) -> Manifest | None:

@@ -16,13 +16,14 @@ from wsi_pipeline.exporters import EXPORTERS
 from wsi_pipeline.models.budget import resolve_device
 from wsi_pipeline.models.cards import ModelFolder
 from wsi_pipeline.process import peak_resident_bytes, reset_peak
-from wsi_pipeline.publishing import remove, sha256_file
+from wsi_pipeline.publishing import STAGING, remove, sha256_file
 from wsi_pipeline.results import (
     Manifest,
     SlideFolder,
     StageRecord,
     Status,
     checksums,
+    size_of,
 )
 from wsi_pipeline.stages import Progress, SlideJob, SlideRun
 
@@ -75,6 +76,8 @@ def run_slide(
     """
     folder = SlideFolder(out / job.slide_id)
     run = SlideRun(folder, config_of(job, config), model, job, progress)
+    for leftover in (folder.path, folder.pyramid / "labels"):
+        remove(leftover / STAGING)  # of a run that was killed
     for verb in STAGES:
         run_stage(verb, run)
     remove(folder.path / "error.txt")
@@ -153,6 +156,7 @@ def run_stage(verb: str, run: SlideRun) -> StageRecord:
     if record and record.key == key and _is_published(run, record):
         return record
     run.folder.prepare()
+    run.folder.withdraw(STAGES[STAGES.index(verb) :])
     reset_peak()
     start = time.perf_counter()
     outputs, facts = _ACTS[verb](run)
@@ -160,7 +164,10 @@ def run_stage(verb: str, run: SlideRun) -> StageRecord:
         verb,
         key,
         _options(verb, run.config).model_dump(mode="json"),
-        tuple(path.relative_to(run.folder.path).as_posix() for path in outputs),
+        {
+            path.relative_to(run.folder.path).as_posix(): size_of(path)
+            for path in outputs
+        },
         facts,
         round(time.perf_counter() - start, 3),
         peak_resident_bytes(),
@@ -192,7 +199,8 @@ def _chain(run: SlideRun, verbs: Sequence[str]) -> dict[str, StageRecord]:
         if records:  # tiling has no stage before it
             config = _config_of(run, {verb: record})
             last = records[verbs[len(records) - 1]]
-            if record.key != stage_key(verb, last.key, config, run.model):
+            mask = record.facts.get("mask_sha256")
+            if record.key != stage_key(verb, last.key, config, run.model, mask):
                 raise RegionError(
                     f"{run.folder.path}: the results of {verb!r} were not made from "
                     f"those of {last.verb!r} with this model; run `wsi {verb}` again"
@@ -238,10 +246,34 @@ def fingerprint(job: SlideJob, config: RunConfig) -> str:
 
 
 def stage_key(
-    verb: str, upstream: str, config: RunConfig, model: ModelFolder | None
+    verb: str,
+    upstream: str,
+    config: RunConfig,
+    model: ModelFolder | None,
+    mask_sha256: str | None = None,
 ) -> str:
-    """sha256 over all that decides a stage's outputs."""
+    """sha256 over all that decides a stage's outputs.
+
+    Parameters
+    ----------
+    verb : str
+        The stage.
+    upstream : str
+        Key of the stage before it, or the slide's fingerprint.
+    config : RunConfig
+        Options; a tissue mask counts by its content, not its path.
+    model : ModelFolder or None
+        Its card counts as far as the stage uses it.
+    mask_sha256 : str, optional
+        Of the tissue mask that was used, where the file may be gone.
+
+    Raises
+    ------
+    ConfigError
+        If the tissue mask is not there.
+    """
     options = _options(verb, config).model_dump(mode="json")
+    mask = options.pop("mask", None)
     parts: list[Any] = [verb, version("wsi-pipeline"), upstream]
     parts.append({k: v for k, v in options.items() if k not in _FREE})
     if model:
@@ -250,15 +282,26 @@ def stage_key(
             {
                 "tile": card.finest_mpp,
                 "tissue": [card.selector.mpp, card.selector.patch_px],
-                "select": card.selector.sha256,
-                "segment": card.segmenter.sha256,
-            }.get(verb, [card.name, card.version])
+                "select": card.selector.model_dump(mode="json"),
+                "segment": card.segmenter.model_dump(mode="json"),
+            }.get(verb, [card.name, card.version, model_facts(model)["classes"]])
         )
-    if verb == "tissue" and config.tissue.mask is not None:
-        if not config.tissue.mask.is_file():
-            raise ConfigError(f"{config.tissue.mask}: no such tissue mask")
-        parts.append(sha256_file(config.tissue.mask))
+    if mask is not None:
+        parts.append(mask_sha256 or mask_digest(Path(mask)))
     return _digest(parts)
+
+
+def mask_digest(mask: Path) -> str:
+    """sha256 of a tissue mask.
+
+    Raises
+    ------
+    ConfigError
+        If it is not there.
+    """
+    if not mask.is_file():
+        raise ConfigError(f"{mask}: no such tissue mask")
+    return sha256_file(mask)
 
 
 def model_facts(model: ModelFolder) -> dict[str, Any]:
@@ -280,10 +323,11 @@ def _judge(records: dict[str, StageRecord], model: ModelFolder) -> tuple[Status,
     """Status of a slide whose stages all ended, and why in a sentence."""
     if records["tissue"].facts["tissue_mm2"] == 0:
         return "done", "no tissue found on the slide"
-    finest = min(records["tile"].facts["mpp"])
+    tiled = records["tile"].facts
+    finest = min(tiled["mpp"]) * tiled["base_downsample"]
     if finest > model.card.finest_mpp * _COARSE_FACTOR:
         return "degraded", (
-            f"the slide has {finest:.3g} um/px, coarser than the "
+            f"the pyramid has {finest:.3g} um/px, coarser than the "
             f"{model.card.finest_mpp:.3g} um/px that {model.card.name} was trained at"
         )
     return "done", ""

@@ -5,7 +5,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,17 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def discard(path: Path) -> None:
+    """Make a folder disappear in one step, then delete what it held."""
+    with suppress(FileNotFoundError):
+        staging = path.parent / STAGING
+        make_folder(staging)
+        aside = staging / f"{uuid.uuid4().hex[:12]}-{path.name}"
+        path.rename(aside)
+        remove(aside)
+        _remove_if_empty(staging)
+
+
 def printable(text: str) -> str:
     """Text that UTF-8 can hold: bytes of file names in other encodings are escaped."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
@@ -129,7 +140,11 @@ def _move(source: Path, target: Path) -> None:
         # a folder cannot be replaced in one rename: the old one steps aside first
         aside = source.with_name(source.name + ".old")
         target.rename(aside)
-        source.rename(target)
+        try:
+            source.rename(target)
+        except BaseException:
+            aside.rename(target)
+            raise
         remove(aside)
     else:
         source.replace(target)

@@ -16,6 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from wsi_pipeline.errors import RegionError
 from wsi_pipeline.geometry import Box, Scale
+from wsi_pipeline.ngff import STRICT
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,8 @@ class Selection:
     chosen : (n,) bool array
         The top M.
     facts : dict
-        What was planned and measured (mode, M, batch, memory), JSON values only.
+        What was planned and measured (mode, M, batch, memory), JSON values only; not
+        saved with the table, whose bytes must not depend on them.
     """
 
     grid: PatchGrid
@@ -208,7 +210,7 @@ class Selection:
         }
         for channel in range(self.logits.shape[1]):
             columns[f"logit_{channel}"] = self.logits[:, channel]
-        _write_table(path, columns, self.grid.header() | {"facts": self.facts})
+        _write_table(path, columns, self.grid.header())
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -229,7 +231,6 @@ class Selection:
             _column(table, "score"),
             _column(table, "rank"),
             _column(table, "chosen"),
-            header.get("facts", {}),
         )
 
 
@@ -291,7 +292,9 @@ class RegionStore:
         ):
             whole = name == "boxes"
             chunks = tuple(max(1, s) for s in (shape if whole else (1, *shape[1:])))
-            group.create_array(name, shape=shape, dtype=dtype, chunks=chunks)
+            group.create_array(
+                name, shape=shape, dtype=dtype, chunks=chunks, config=STRICT
+            )
         return cls(path)
 
     def put(self, start: int, regions: Sequence[RegionPrediction]) -> None:
@@ -307,19 +310,35 @@ class RegionStore:
 
     def boxes(self) -> tuple[list[Box], NDArray[np.int64]]:
         """All boxes, and all kinds as an (n,) int64 array."""
-        rows = np.asarray(_array(self._open(), "boxes")[:])
+        rows = self._rows("boxes", slice(None))
         return [Box(*(int(v) for v in row[:4])) for row in rows], rows[:, 4]
 
     def get(self, region: int) -> RegionPrediction:
-        """One region by its row."""
-        group = self._open()
-        x, y, w, h, kind = (int(v) for v in _array(group, "boxes")[region])
+        """One region by its row.
+
+        Raises
+        ------
+        RegionError
+            If it was never written, or the store is damaged.
+        """
+        x, y, w, h, kind = (int(v) for v in self._rows("boxes", region))
         return RegionPrediction(
             Box(x, y, w, h),
-            np.asarray(_array(group, "probabilities")[region]),
-            np.asarray(_array(group, "grid")[region]),
+            self._rows("probabilities", region),
+            self._rows("grid", region),
             kind,
         )
+
+    def _rows(self, name: str, which: int | slice) -> NDArray[Any]:
+        try:
+            return np.asarray(_array(self._open(), name)[which])
+        except RegionError:
+            raise
+        except (ValueError, OSError, RuntimeError) as error:
+            raise RegionError(
+                f"{self.path}: incomplete or damaged, was every region written? "
+                f"Run `wsi segment` again ({error})"
+            ) from error
 
     def __len__(self) -> int:
         return int(_array(self._open(), "boxes").shape[0])
@@ -337,7 +356,9 @@ class RegionStore:
 
 
 def _array(group: zarr.Group, name: str) -> Any:  # Any: zarr's indexing is untyped
-    return group[name]
+    # a chunk that was lost must not read as a region of probability 0
+    array: Any = group[name]
+    return array.with_config(STRICT)
 
 
 def _write_table(

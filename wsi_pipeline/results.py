@@ -1,6 +1,6 @@
 """The folder of one slide's results: names, stage records, manifest."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -8,7 +8,13 @@ from typing import Any, Literal, Self
 
 import orjson
 
-from wsi_pipeline.publishing import list_files, make_folder, publish_json, sha256_file
+from wsi_pipeline.publishing import (
+    list_files,
+    make_folder,
+    publish_json,
+    remove,
+    sha256_file,
+)
 
 Status = Literal["done", "degraded", "failed", "skipped"]
 NOTICE = "Research use only, not for diagnosis."
@@ -27,8 +33,9 @@ class StageRecord:
         outputs.
     options : mapping
         The act's options, resolved.
-    outputs : tuple of str
-        Paths relative to the slide's folder.
+    outputs : mapping of str to int
+        Paths relative to the slide's folder, with their size in bytes; labels count
+        apart from the pyramid they lie in.
     facts : mapping
         What was found and measured, JSON values only.
     seconds : float
@@ -40,7 +47,7 @@ class StageRecord:
     verb: str
     key: str
     options: Mapping[str, Any]
-    outputs: tuple[str, ...]
+    outputs: Mapping[str, int]
     facts: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     peak_bytes: int = 0
@@ -91,13 +98,21 @@ class SlideFolder:
         file = self.path / "stages" / f"{verb}.json"
         try:
             data = orjson.loads(file.read_bytes())
-            return StageRecord(**(data | {"outputs": tuple(data["outputs"])}))
+            return StageRecord(**data)
         except (OSError, orjson.JSONDecodeError, TypeError, KeyError):
             return None
 
     def holds(self, record: StageRecord) -> bool:
-        """Whether everything that a stage published is there."""
-        return all((self.path / name).exists() for name in record.outputs)
+        """Whether everything that a stage published is there, in its full size."""
+        return all(
+            size_of(self.path / name) == size for name, size in record.outputs.items()
+        )
+
+    def withdraw(self, verbs: Sequence[str]) -> None:
+        """Take back the manifest and the records of stages that are made anew."""
+        remove(self.manifest)
+        for verb in reversed(verbs):
+            remove(self.path / "stages" / f"{verb}.json")
 
     def publish_record(self, record: StageRecord) -> None:
         """Write a stage's record: the stage counts as published from here on."""
@@ -155,6 +170,19 @@ class Manifest:
             return cls(**orjson.loads(folder.manifest.read_bytes()))
         except (OSError, orjson.JSONDecodeError, TypeError):
             return None
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files of a folder but its labels; -1 if missing."""
+    if path.is_file():
+        return path.stat().st_size
+    if not path.is_dir():
+        return -1
+    return sum(
+        file.stat().st_size
+        for file in list_files(path)
+        if file.relative_to(path).parts[0] != "labels"
+    )
 
 
 def checksums(folder: SlideFolder) -> dict[str, dict[str, Any]]:

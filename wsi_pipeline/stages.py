@@ -11,9 +11,9 @@ from wsi_pipeline.cluster import local_client
 from wsi_pipeline.config import RunConfig
 from wsi_pipeline.errors import ConfigError, SlideError
 from wsi_pipeline.exporters import export_masks
-from wsi_pipeline.models.cards import ModelFolder
+from wsi_pipeline.models.cards import OWN_LABELS, ModelFolder
 from wsi_pipeline.pictures import attention, overlay, publish_picture, thumbnail
-from wsi_pipeline.publishing import remove, staged
+from wsi_pipeline.publishing import remove, sha256_file, staged
 from wsi_pipeline.pyramid import MaskPyramid, Pyramid
 from wsi_pipeline.readers import open_slide
 from wsi_pipeline.regions import PatchGrid, RegionStore, Selection, Tissue
@@ -162,7 +162,12 @@ def publish_tissue(run: SlideRun) -> Published:
     pyramid.publish_labels_list()
     with staged(folder.patches) as path:
         grid.save(path)
-    facts = {"tissue_mm2": tissue.area_um2 / 1e6, "patches": len(grid)}
+    facts: dict[str, Any] = {
+        "tissue_mm2": tissue.area_um2 / 1e6,
+        "patches": len(grid),
+    }
+    if options.mask is not None:
+        facts["mask_sha256"] = sha256_file(options.mask)
     return [folder.tissue, folder.label("tissue"), folder.patches], facts
 
 
@@ -221,10 +226,14 @@ def publish_stitch(run: SlideRun) -> Published:
         facts={"model": name, "segmenter_sha256": model.card.segmenter.sha256},
         progress=run.ticker("stitch"),
     )
+    for label in pyramid.labels_path.iterdir():
+        if label.is_dir() and label.name not in (name, *OWN_LABELS):
+            remove(label)  # of another model
     pyramid.publish_labels_list()
     publish_picture(folder.overlay, overlay(pyramid, masks))
     facts = _areas(masks) | _shares(pyramid.masks("coverage"))
-    return [folder.label(name), folder.label("coverage"), folder.overlay], facts
+    labels = [folder.label(label) for label in (name, "coverage", "confidence")]
+    return [*labels, folder.overlay], facts
 
 
 def publish_export(run: SlideRun) -> Published:

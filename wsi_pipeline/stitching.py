@@ -27,7 +27,7 @@ from wsi_pipeline.config import StitchOptions
 from wsi_pipeline.errors import RegionError
 from wsi_pipeline.geometry import Box
 from wsi_pipeline.models.sampling import sample_at
-from wsi_pipeline.publishing import remove, staged
+from wsi_pipeline.publishing import discard, staged
 from wsi_pipeline.pyramid import MaskPyramid, Pyramid
 from wsi_pipeline.regions import COARSE, DETAIL, RegionPrediction, RegionStore, Tissue
 
@@ -121,7 +121,7 @@ def stitch_masks(
         for label in labels:
             label.write_coarser()
     if not options.keep_predictions:
-        remove(store.path)
+        discard(store.path)
     return MaskPyramid(mask_path)
 
 
@@ -230,7 +230,7 @@ class _Blend:
     """A tile's blended probabilities.
 
     `mean` is (c, h, w) float32 and sums to 1 over c where `any`, (h, w) bool, is true;
-    `detailed`, (h, w) bool, is where a region in detail lies.
+    `detailed`, (h, w) bool, is where regions in detail weigh more than coarse ones.
     """
 
     mean: NDArray[np.float32]
@@ -253,7 +253,8 @@ class _Blend:
         total += fine
         norm = total.sum(axis=0)
         np.divide(total, norm, out=total, where=norm > 0)
-        return cls(total, (fine_weight > 0) | (weight > 0), fine_weight > 0)
+        detailed = (fine_weight >= 0.5) | ((fine_weight > 0) & (weight == 0))
+        return cls(total, (fine_weight > 0) | (weight > 0), detailed)
 
 
 def _sum(

@@ -5,10 +5,11 @@ from typing import Annotated, Any
 
 import typer
 
-from wsi_pipeline.arguments import Data, Out, Seed
+from wsi_pipeline.arguments import Data, Seed
 from wsi_pipeline.console import print_json, terminal_of
 
 Dataset = Annotated[str, typer.Argument(help="'synthetic' or 'glas'.")]
+ModelOut = Annotated[Path, typer.Option("--out", "-o", help="The model's folder.")]
 TrainDevice = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")]
 
 tools = typer.Typer()
@@ -21,17 +22,17 @@ tools.add_typer(evaluate, name="evaluate")
 @train.command("select")
 def train_selector(
     dataset: Dataset,
-    out: Out,
+    out: ModelOut,
     data: Data = Path("../shared/data"),
     steps: Annotated[int | None, typer.Option(help="Training steps.")] = None,
     seed: Seed = 0,
     device: TrainDevice = "cpu",
 ) -> None:
     """Train a selector from slide-level labels."""
-    from wsi_pipeline.training.describing import describe, publish_part
+    from wsi_pipeline.training.describing import check_request, publish_part
     from wsi_pipeline.training.select import train_select
 
-    describe(dataset)
+    check_request(dataset, out)
     with terminal_of() as terminal:
         tick = terminal.ticker("train select")
         part = train_select(
@@ -44,17 +45,17 @@ def train_selector(
 @train.command("segment")
 def train_segmenter(
     dataset: Dataset,
-    out: Out,
+    out: ModelOut,
     data: Data = Path("../shared/data"),
     steps: Annotated[int, typer.Option(help="Training steps of each arm.")] = 1000,
     seed: Seed = 0,
     device: TrainDevice = "cpu",
 ) -> None:
     """Train a segmenter with its deformed downsampler, and the uniform arm beside."""
-    from wsi_pipeline.training.describing import describe, publish_part
+    from wsi_pipeline.training.describing import check_request, publish_part
     from wsi_pipeline.training.segment import train_segment
 
-    describe(dataset)
+    check_request(dataset, out)
     with terminal_of() as terminal:
         tick = terminal.ticker("train segment")
         part = train_segment(

@@ -1,11 +1,12 @@
 """Model folders and their cards: what a model is, without loading any net."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from wsi_pipeline.classes import MaskClass
 from wsi_pipeline.errors import ModelError, UnknownNameError
@@ -13,6 +14,27 @@ from wsi_pipeline.publishing import publish_json, sha256_file
 
 SHIPPED = Path(__file__).parent / "shipped"
 """Folder of the models that come with the package, one folder per model."""
+
+
+OWN_LABELS = ("tissue", "coverage", "confidence")
+"""Labels of every slide, beside the one that bears the model's name."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def model_name(name: str) -> str:
+    """Check what a model is called: its name becomes a label's folder.
+
+    Raises
+    ------
+    ValueError
+        If a folder could not bear the name, or every slide has a label so called.
+    """
+    if not _NAME.fullmatch(name) or name in OWN_LABELS:
+        raise ValueError(
+            f"{name!r} is no name for a model; letters, digits, '.', '_', '-', and "
+            f"none of {', '.join(OWN_LABELS)}"
+        )
+    return name
 
 
 class _Card(BaseModel):
@@ -57,7 +79,7 @@ class SegmenterCard(_Card):
 class ModelCard(_Card):
     """What card.json holds."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    name: Annotated[str, AfterValidator(model_name)]
     version: str
     summary: str = Field(description="one line: what the model is for")
     intended_use: str

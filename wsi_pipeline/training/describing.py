@@ -7,12 +7,13 @@ from pathlib import Path
 import orjson
 
 from wsi_pipeline.classes import MaskClass
-from wsi_pipeline.errors import UnknownNameError
+from wsi_pipeline.errors import ConfigError, ModelError, UnknownNameError
 from wsi_pipeline.models.cards import (
     ClassCard,
     ModelCard,
     SegmenterCard,
     SelectorCard,
+    model_name,
     write_card,
 )
 from wsi_pipeline.publishing import publish_bytes, publish_json
@@ -81,6 +82,23 @@ DATASETS = {
 }
 
 
+def check_request(dataset: str, out: Path) -> None:
+    """Refuse, before training, what could not be published after it.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such dataset; lists those there are.
+    ConfigError
+        If the folder's name is no name for a model.
+    """
+    describe(dataset)
+    try:
+        model_name(out.resolve().name)
+    except ValueError as error:
+        raise ConfigError(f"{out}: {error}") from None
+
+
 def describe(dataset: str) -> DatasetFacts:
     """Facts of a dataset.
 
@@ -119,6 +137,8 @@ def publish_part(
     ------
     UnknownNameError
         If there is no such dataset.
+    ModelError
+        If the other part was trained on another dataset.
     """
     facts = describe(dataset)
     selector: SelectorCard | None
@@ -127,6 +147,16 @@ def publish_part(
         selector, segmenter = part, _other(out, "segmenter", SegmenterCard)
     else:
         selector, segmenter = _other(out, "selector", SelectorCard), part
+    made = {
+        p.training["dataset"]
+        for p in (selector, segmenter)
+        if p is not None and "dataset" in p.training
+    }
+    if made - {dataset}:
+        raise ModelError(
+            f"{out}: holds a part trained on {', '.join(sorted(made - {dataset}))}, "
+            f"this one on {dataset}; train them into different folders"
+        )
     if selector is None or segmenter is None:
         name = "selector" if isinstance(part, SelectorCard) else "segmenter"
         publish_json(out / f"{name}.card.json", part.model_dump(mode="json"))
