@@ -309,7 +309,15 @@ def test_results_of_another_making_are_not_mixed(made, results, tmp_path):
     run = SlideRun(SlideFolder(out), ALL, find_model("synthetic"))
     changed = replace(run, config=ALL.updated("tissue", mask=mask))
     run_stage("tissue", changed)
-    with pytest.raises(RegionError, match="run `wsi select` again"):
+    with pytest.raises(RegionError, match="run `wsi select`"):
+        run_stage("export", run)
+
+
+def test_stages_of_two_models_are_not_mixed(results, tmp_path):
+    out = tmp_path / "copy"
+    subprocess.run(["cp", "-r", results.path, out], check=True)
+    run = SlideRun(SlideFolder(out), ALL, find_model("glas"))
+    with pytest.raises(RegionError, match="not made from"):
         run_stage("export", run)
 
 

@@ -150,7 +150,6 @@ def test_selection_survives_its_file_and_a_second_run_gives_the_same_bytes(
     assert files[0].read_bytes() == files[1].read_bytes()
     loaded = Selection.load(files[0])
     assert loaded.chosen.sum() == 9
-    assert loaded.facts["top_m"] == 9
 
 
 def test_logits_are_those_of_the_net_on_the_pixels_of_each_patch(

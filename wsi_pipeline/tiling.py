@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -209,5 +210,7 @@ def _run(
             tick()
         return
     tasks = [delayed(write, pure=False)(block) for block in blocks]
-    with Callback(posttask=lambda *_: tick()):
-        compute(*tasks, scheduler="threads", num_workers=workers)
+    # leaving the pool waits for blocks under way: none writes into a folder that an
+    # error or an interrupt is about to remove
+    with ThreadPoolExecutor(workers) as pool, Callback(posttask=lambda *_: tick()):
+        compute(*tasks, scheduler="threads", pool=pool)
