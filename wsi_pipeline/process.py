@@ -15,11 +15,6 @@ def cpu_count() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
-def resident_bytes() -> int:
-    """Resident memory now, bytes; 0 where the system does not tell."""
-    return _status("VmRSS")
-
-
 def peak_resident_bytes() -> int:
     """Largest resident memory since the start or the last reset, bytes."""
     peak = _status("VmHWM")
