@@ -42,6 +42,12 @@ class NumberSlide:
         y, x = np.mgrid[box.y : box.bottom, box.x : box.right]
         return np.stack([x * 7, y * 3, x ^ y], axis=-1).astype(np.uint8)
 
+    def read_planes(self, box: Box, level: int = 0) -> NDArray[np.uint8]:
+        return np.ascontiguousarray(self.read(box, level).transpose(2, 0, 1))
+
+    def read_jpeg(self, box: Box) -> tuple[NDArray[np.uint8], list[bytes | None]]:
+        raise SlideError("numbers.tif: no JPEG")
+
     def close(self) -> None: ...
 
     def __enter__(self) -> Self:

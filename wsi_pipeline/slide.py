@@ -11,6 +11,25 @@ from wsi_pipeline.geometry import Box, Level, Scale
 
 
 @dataclass(frozen=True)
+class JpegTiles:
+    """How the tiles of level 0 are compressed, where they can be copied as they are.
+
+    Parameters
+    ----------
+    side_px : int
+        Side of a tile, which is square.
+    colour : str or None
+        Colour space inside the JPEG ("RGB"); None where the JPEG says it itself.
+    tables : bytes or None
+        Quantisation and Huffman tables that the tiles leave out.
+    """
+
+    side_px: int
+    colour: str | None
+    tables: bytes | None
+
+
+@dataclass(frozen=True)
 class SlideInfo:
     """Facts about a slide, from an allow-list: nothing that could name a patient.
 
@@ -40,6 +59,10 @@ class SlideInfo:
         RGB of places that were not scanned.
     warnings : tuple of str
         Sentences that belong in the report (an unusual scale, anisotropic pixels).
+    read_px : int
+        Side of the box that is cheapest to read at once, level-0 pixels.
+    jpeg : JpegTiles or None
+        How level 0 can be copied without decoding; None where it cannot.
     """
 
     path: Path
@@ -53,6 +76,8 @@ class SlideInfo:
     compression: str = "unknown"
     background: tuple[int, int, int] = (255, 255, 255)
     warnings: tuple[str, ...] = ()
+    read_px: int = 512
+    jpeg: JpegTiles | None = None
 
     @property
     def size_px(self) -> tuple[int, int]:
@@ -96,6 +121,32 @@ class Slide(Protocol):
         SlideError
             If the file cannot be decoded there. The handle is reopened, so that the
             next read is not affected.
+        """
+        ...
+
+    def read_planes(self, box: Box, level: int = 0) -> NDArray[np.uint8]:
+        """As `read`, one colour after the other: (3, h, w) uint8, contiguous."""
+        ...
+
+    def read_jpeg(self, box: Box) -> tuple[NDArray[np.uint8], list[bytes | None]]:
+        """Pixels of level 0 with the compressed tiles that they came from.
+
+        Parameters
+        ----------
+        box : Box
+            Whole tiles of `info.jpeg.side_px`, cut at the slide's edge.
+
+        Returns
+        -------
+        planes : (3, h, w) uint8 array
+        tiles : list of bytes or None
+            Row by row, as they lie in the file; None for a tile that was not scanned
+            or is no JPEG of the tile's size.
+
+        Raises
+        ------
+        SlideError
+            As `read`; also where `info.jpeg` is None.
         """
         ...
 

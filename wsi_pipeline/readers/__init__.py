@@ -5,6 +5,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from wsi_pipeline.errors import MissingScaleError, SlideError
 from wsi_pipeline.readers.base import JPEG_2000, BackendSlide, GivenScale
@@ -121,11 +122,13 @@ def choose_backends(path: Path, head: bytes) -> tuple[str, ...]:
     return ("tiff",)
 
 
-def _open_first(path: Path, given: GivenScale, names: tuple[str, ...]) -> BackendSlide:
+def _open_first(
+    path: Path, given: GivenScale, names: tuple[str, ...]
+) -> BackendSlide[Any]:
     """Open with the first backend that can; the first one's refusal else."""
     refusals: list[SlideError] = []
     for name in names:
-        opener: Callable[[Path, GivenScale], BackendSlide] = READERS.load(name)
+        opener: Callable[[Path, GivenScale], BackendSlide[Any]] = READERS.load(name)
         try:
             return opener(path, given)
         except MissingScaleError:

@@ -1,11 +1,12 @@
 """What all backends share: one handle per process, reopened after an error.
 
-Turns a backend's ``read_level`` into the :class:`wsi_pipeline.slide.Slide` protocol.
+Turns a backend's ``read_planes`` into the :class:`wsi_pipeline.slide.Slide` protocol.
 """
 
 import os
 import struct
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self
 
@@ -52,12 +53,12 @@ class GivenScale:
 class Handle(Protocol):
     """An open file. It frees itself when the last reader drops it."""
 
-    def read_level(self, box: Box, level: int) -> NDArray[np.uint8]:
-        """(h, w, 3) uint8 RGB of a box on the level's own grid, inside the level."""
+    def read_planes(self, box: Box, level: int) -> NDArray[np.uint8]:
+        """(3, h, w) uint8 RGB of a box on the level's own grid, inside the level."""
         ...
 
 
-class BackendSlide(ABC):
+class BackendSlide[H: Handle](ABC):
     """A slide read through handles, one per process.
 
     Parameters
@@ -77,7 +78,7 @@ class BackendSlide(ABC):
 
     def __init__(self, info: SlideInfo) -> None:
         self._info = info
-        self._handles: dict[int, Handle] = {}
+        self._handles: dict[int, H] = {}
 
     @property
     def info(self) -> SlideInfo:
@@ -85,7 +86,7 @@ class BackendSlide(ABC):
         return self._info
 
     @abstractmethod
-    def _open(self) -> Handle:
+    def _open(self) -> H:
         """Open the file; raises one of `errors`."""
 
     def read(self, box: Box, level: int = 0) -> NDArray[np.uint8]:
@@ -95,6 +96,16 @@ class BackendSlide(ABC):
         ------
         SlideError
             If the file cannot be decoded there, or has no such level.
+
+        Notes
+        -----
+        Memory: twice the result.
+        """
+        planes = self.read_planes(box, level)
+        return np.ascontiguousarray(planes.transpose(1, 2, 0))
+
+    def read_planes(self, box: Box, level: int = 0) -> NDArray[np.uint8]:
+        """Read pixels plane by plane; see :meth:`wsi_pipeline.slide.Slide.read`.
 
         Notes
         -----
@@ -111,24 +122,34 @@ class BackendSlide(ABC):
         inside = grid.box.intersect(area)
         if inside == area and area.area_px:
             return self._read_inside(inside, level)
-        out = np.empty((area.h, area.w, 3), np.uint8)
-        out[:] = self._info.background
+        out = np.empty((3, area.h, area.w), np.uint8)
+        out[:] = np.array(self._info.background, np.uint8)[:, None, None]
         if inside.area_px:
             place = inside.shift(-area.x, -area.y)
-            out[place.rows, place.columns] = self._read_inside(inside, level)
+            out[:, place.rows, place.columns] = self._read_inside(inside, level)
         return out
+
+    def read_jpeg(self, box: Box) -> tuple[NDArray[np.uint8], list[bytes | None]]:
+        """No backend copies tiles unless it says how; see `Slide.read_jpeg`."""
+        raise SlideError(
+            f"{self._info.path.name}: has no JPEG tiles that can be copied, at {box}"
+        )
 
     def close(self) -> None:
         """Drop the file; a later read opens it again."""
         self._handles.pop(os.getpid(), None)
 
     def _read_inside(self, box: Box, level: int) -> NDArray[np.uint8]:
+        return self._guarded(lambda handle: handle.read_planes(box, level), box, level)
+
+    def _guarded[T](self, act: Callable[[H], T], box: Box, level: int) -> T:
+        """Act on this process's handle, which is dropped if the file fails it."""
         pid = os.getpid()
         handle = self._handles.get(pid)
         try:
             if handle is None:
                 handle = self._handles.setdefault(pid, self._open())
-            return handle.read_level(box, level)
+            return act(handle)
         except self.errors as error:
             if self._handles.get(pid) is handle:
                 self._handles.pop(pid, None)

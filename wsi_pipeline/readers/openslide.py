@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import cv2
 import numpy as np
 import openslide
 from numpy.typing import NDArray
@@ -35,7 +36,7 @@ _COPY = "copy it again from the scanner, with all files that belong to it"
 _ERRORS = (*PARSER_ERRORS, openslide.OpenSlideError)
 
 
-class OpenSlideReader(BackendSlide):
+class OpenSlideReader(BackendSlide["OpenSlideHandle"]):
     """A slide read by OpenSlide; the rest is in `BackendSlide`."""
 
     errors = _ERRORS
@@ -52,8 +53,8 @@ class OpenSlideHandle:
         self._background = background
         self._downsamples = self._slide.level_downsamples
 
-    def read_level(self, box: Box, level: int) -> NDArray[np.uint8]:
-        """(h, w, 3) uint8 RGB of a box inside a level, laid on the background.
+    def read_planes(self, box: Box, level: int) -> NDArray[np.uint8]:
+        """(3, h, w) uint8 RGB of a box inside a level, laid on the background.
 
         Notes
         -----
@@ -64,12 +65,14 @@ class OpenSlideHandle:
         factor = self._downsamples[level]
         corner = round(box.x * factor), round(box.y * factor)
         rgba = np.asarray(self._slide.read_region(corner, level, (box.w, box.h)))
-        if rgba[..., 3].min() == 255:
-            return np.ascontiguousarray(rgba[..., :3])
-        alpha = rgba[..., 3:].astype(np.uint16)
-        ground = np.array(self._background, np.uint16)
-        mixed = (rgba[..., :3] * alpha + ground * (255 - alpha) + 127) // 255
-        return mixed.astype(np.uint8)
+        out = np.empty((4, box.h, box.w), np.uint8)
+        cv2.split(rgba, list(out))
+        if out[3].min() == 255:
+            return out[:3]
+        alpha = out[3].astype(np.uint16)
+        for plane, ground in zip(out[:3], self._background, strict=True):
+            plane[:] = (plane * alpha + ground * (255 - alpha) + 127) // 255
+        return out[:3]
 
 
 def open_with_openslide(path: Path, given: GivenScale) -> OpenSlideReader:
@@ -122,6 +125,7 @@ def open_with_openslide(path: Path, given: GivenScale) -> OpenSlideReader:
         compression=_compression(facts),
         background=_colour(facts.get("openslide.background-color", "")),
         warnings=warnings,
+        read_px=2048,
     )
     check_geometry(path.name, info)
     return OpenSlideReader(info)

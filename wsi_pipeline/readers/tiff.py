@@ -8,6 +8,7 @@ import os
 import weakref
 from pathlib import Path
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from tiffslide import TiffSlide
@@ -28,15 +29,15 @@ from wsi_pipeline.readers.scale import (
     ome_mpp,
     resolution_mpp,
 )
-from wsi_pipeline.readers.tiff_layout import Layout, Plane, read_layout
-from wsi_pipeline.slide import SlideInfo
+from wsi_pipeline.readers.tiff_layout import JPEG, RGB, Layout, Plane, read_layout
+from wsi_pipeline.slide import JpegTiles, SlideInfo
 
 WHITE = (255, 255, 255)
 # vendors whose pixel size tiffslide takes from their own metadata, not from TIFF tags
 _OWN_SCALE = ("hamamatsu", "leica", "philips_tiff")
 
 
-class TiffSlideReader(BackendSlide):
+class TiffSlideReader(BackendSlide["TiffHandle"]):
     """A TIFF read natively; the rest is in `BackendSlide`."""
 
     def _open(self) -> "TiffHandle":
@@ -45,6 +46,12 @@ class TiffSlideReader(BackendSlide):
         if sizes != tuple(level.size_px for level in self._info.levels):
             raise SlideError("has changed since it was opened")
         return TiffHandle(self._info.path, layout)
+
+    def read_jpeg(self, box: Box) -> tuple[NDArray[np.uint8], list[bytes | None]]:
+        """Pixels of level 0 and their tiles as they lie in the file; see `Slide`."""
+        if self._info.jpeg is None:
+            return super().read_jpeg(box)
+        return self._guarded(lambda handle: handle.read_jpeg(box), box, 0)
 
 
 class TiffHandle:
@@ -61,57 +68,116 @@ class TiffHandle:
         self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         weakref.finalize(self, os.close, self._descriptor)
 
-    def read_level(self, box: Box, level: int) -> NDArray[np.uint8]:
-        """(h, w, 3) uint8 RGB of a box inside a level; each tile is decoded once."""
+    def read_planes(self, box: Box, level: int) -> NDArray[np.uint8]:
+        """(3, h, w) uint8 RGB of a box inside a level; each tile is decoded once."""
         planes = self._layout.levels[level]
         channels = 4 if self._layout.alpha else 3
-        out = np.empty((box.h, box.w, channels), np.uint8)
-        out[:] = (*WHITE, 255)[:channels]
+        out = np.empty((channels, box.h, box.w), np.uint8)
         for number, plane in enumerate(planes):
             first = number if len(planes) > 1 else 0
-            self._paint(out, box, plane, first)
+            tiles = _tiles(plane, box)
+            data = self._fetch(plane, [index for index, _, _ in tiles])
+            _paint(out, box, plane, tiles, data, first)
         return _on_white(out, self._layout.alpha) if channels == 4 else out
 
-    def _paint(
-        self, out: NDArray[np.uint8], box: Box, plane: Plane, first: int
-    ) -> None:
-        columns, rows = plane.across
-        tw, th = plane.tile_px
-        for row in range(box.y // th, -(-box.bottom // th)):
-            for column in range(box.x // tw, -(-box.right // tw)):
-                for sample in range(plane.samples if plane.planar else 1):
-                    index = (sample * rows + row) * columns + column
-                    pixels = self._tile(plane, index)
-                    if pixels is None:
-                        continue
-                    start = first + sample
-                    stop = min(start + pixels.shape[2], out.shape[2])
-                    tile = Box(column * tw, row * th, *pixels.shape[1::-1])
-                    part = tile.intersect(box)
-                    here = part.shift(-box.x, -box.y)
-                    there = part.shift(-tile.x, -tile.y)
-                    out[here.rows, here.columns, start:stop] = pixels[
-                        there.rows, there.columns, : stop - start
-                    ]
+    def read_jpeg(self, box: Box) -> tuple[NDArray[np.uint8], list[bytes | None]]:
+        """(3, h, w) uint8 RGB of whole tiles of level 0, and their bytes."""
+        plane = self._layout.levels[0][0]
+        out = np.empty((3, box.h, box.w), np.uint8)
+        tiles = _tiles(plane, box)
+        data = self._fetch(plane, [index for index, _, _ in tiles])
+        shapes = _paint(out, box, plane, tiles, data, 0)
+        whole = (*plane.tile_px[::-1], 3)
+        return out, [
+            d if s == whole else None for d, s in zip(data, shapes, strict=True)
+        ]
 
-    def _tile(self, plane: Plane, index: int) -> NDArray[np.uint8] | None:
-        """(h, w, s) pixels of one tile; None where nothing was scanned."""
+    def _fetch(self, plane: Plane, indices: list[int]) -> list[bytes | None]:
+        """Bytes of tiles; None where nothing was scanned."""
+        return [self._tile(plane, index) for index in indices]
+
+    def _tile(self, plane: Plane, index: int) -> bytes | None:
         count = int(plane.counts[index])
         if count == 0:
             return None
         data = os.pread(self._descriptor, count, int(plane.offsets[index]))
         if len(data) != count:
             raise OSError(f"tile {index} is cut short")
-        if plane.tables:
-            pixels = plane.decode(data, index, jpegtables=plane.tables)[0]
-        else:
-            pixels = plane.decode(data, index)[0]
-        if pixels is None:
-            return None
-        if pixels.dtype != np.uint8 or pixels.ndim != 4:
-            raise ValueError(f"tile {index} decodes to {pixels.dtype}")
-        whole: NDArray[np.uint8] = pixels[0]
-        return whole
+        return data
+
+
+def _tiles(plane: Plane, box: Box) -> list[tuple[int, int, Box]]:
+    """(index, sample, box) of the tiles that a box touches, row by row."""
+    columns, rows = plane.across
+    tw, th = plane.tile_px
+    return [
+        (
+            (sample * rows + row) * columns + column,
+            sample,
+            Box(column * tw, row * th, tw, th),
+        )
+        for row in range(box.y // th, -(-box.bottom // th))
+        for column in range(box.x // tw, -(-box.right // tw))
+        for sample in range(plane.samples if plane.planar else 1)
+    ]
+
+
+def _paint(
+    out: NDArray[np.uint8],
+    box: Box,
+    plane: Plane,
+    tiles: list[tuple[int, int, Box]],
+    data: list[bytes | None],
+    first: int,
+) -> list[tuple[int, ...]]:
+    """Decode tiles into a box from its plane `first` on; returns their full shapes."""
+    scratch = np.empty((len(out), *plane.tile_px[::-1]), np.uint8)
+    shapes = []
+    for (index, sample, tile), raw in zip(tiles, data, strict=True):
+        pixels = _decode(plane, index, raw)
+        shapes.append(pixels.shape)
+        wanted = tile.intersect(box)
+        found = Box(tile.x, tile.y, pixels.shape[1], pixels.shape[0]).intersect(box)
+        start = first + sample
+        stop = min(start + pixels.shape[2], len(out))
+        if found != wanted:
+            there = wanted.shift(-box.x, -box.y)
+            out[start:stop, there.rows, there.columns] = 255
+        here, part = found.shift(-box.x, -box.y), found.shift(-tile.x, -tile.y)
+        for number, colour in enumerate(_split(pixels, scratch)[: stop - start]):
+            out[start + number, here.rows, here.columns] = colour[
+                part.rows, part.columns
+            ]
+    return shapes
+
+
+def _split(
+    pixels: NDArray[np.uint8], scratch: NDArray[np.uint8]
+) -> list[NDArray[np.uint8]]:
+    """The planes of a tile, in memory that is used again: new pages cost as much."""
+    h, w, samples = pixels.shape
+    if samples == 1:
+        return [pixels[..., 0]]
+    if samples == len(scratch) and (h, w) == scratch.shape[1:]:
+        cv2.split(pixels, list(scratch))
+        return list(scratch)
+    return [np.asarray(plane, np.uint8) for plane in cv2.split(pixels)]
+
+
+def _decode(plane: Plane, index: int, data: bytes | None) -> NDArray[np.uint8]:
+    """(h, w, s) pixels of one tile; (0, 0, s) where nothing was scanned."""
+    if data is None:
+        return np.empty((0, 0, 1 if plane.planar else plane.samples), np.uint8)
+    if plane.tables:
+        pixels = plane.decode(data, index, jpegtables=plane.tables)[0]
+    else:
+        pixels = plane.decode(data, index)[0]
+    if pixels is None:
+        return _decode(plane, index, None)
+    if pixels.dtype != np.uint8 or pixels.ndim != 4:
+        raise ValueError(f"tile {index} decodes to {pixels.dtype}")
+    whole: NDArray[np.uint8] = pixels[0]
+    return whole
 
 
 def open_tiff(path: Path, given: GivenScale) -> TiffSlideReader:
@@ -148,6 +214,7 @@ def open_tiff(path: Path, given: GivenScale) -> TiffSlideReader:
         compression=layout.compression_name,
         background=WHITE,
         warnings=warnings,
+        jpeg=_jpeg_tiles(layout),
     )
     check_geometry(path.name, info)
     return TiffSlideReader(info)
@@ -186,10 +253,22 @@ def _vendor_scale(path: Path) -> StatedScale | None:
     return StatedScale(float(x), float(y), f"{vendor} metadata")
 
 
+def _jpeg_tiles(layout: Layout) -> JpegTiles | None:
+    """How level 0 can be copied; None unless it is one plane of square RGB JPEGs."""
+    base = layout.levels[0][0]
+    w, h = base.tile_px
+    tiled = w == h and not w % 16  # a strip or a whole image is no tile
+    whole = len(layout.levels[0]) == 1 and not base.planar and base.samples == 3
+    if layout.compression != JPEG or not (tiled and whole):
+        return None
+    plain_rgb = layout.photometric == RGB and not base.jfif
+    return JpegTiles(w, "RGB" if plain_rgb else None, base.tables)
+
+
 def _on_white(rgba: NDArray[np.uint8], alpha_kind: int | None) -> NDArray[np.uint8]:
-    """RGB of pixels with alpha (1 premultiplied, 2 straight) laid on white."""
-    alpha = rgba[..., 3:].astype(np.uint16)
-    colour = rgba[..., :3].astype(np.uint16)
+    """RGB of planes with alpha (1 premultiplied, 2 straight) laid on white."""
+    alpha = rgba[3:].astype(np.uint16)
+    colour = rgba[:3].astype(np.uint16)
     if alpha_kind == 2:
         colour = (colour * alpha + 127) // 255
     mixed: NDArray[np.uint8] = np.minimum(colour + 255 - alpha, 255).astype(np.uint8)

@@ -48,6 +48,8 @@ class Plane:
         tifffile's decoder of this directory; pure, so threads may share it.
     tables : bytes or None
         JPEG tables that the tiles abbreviate.
+    jfif : bool
+        Whether the tiles state their colour space by a JFIF marker.
     """
 
     size_px: tuple[int, int]
@@ -58,6 +60,7 @@ class Plane:
     planar: bool
     decode: Decoder
     tables: bytes | None
+    jfif: bool
 
     @property
     def across(self) -> tuple[int, int]:
@@ -302,6 +305,7 @@ def _plane(path: Path, page: Any) -> Plane:
         int(page.planarconfig) == 2 and int(page.samplesperpixel) > 1,
         _decoder(path, page),
         page.jpegtables,
+        bool(page.is_jfif),
     )
     _check_extent(path, plane)
     return plane
