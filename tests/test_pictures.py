@@ -9,6 +9,7 @@ from PIL import Image
 
 from wsi_pipeline.classes import MaskClass
 from wsi_pipeline.geometry import Box, Scale
+from wsi_pipeline.layout import Layout
 from wsi_pipeline.pictures import attention, overlay, publish_picture, thumbnail
 from wsi_pipeline.pyramid import MaskPyramid, Pyramid, Source
 from wsi_pipeline.regions import PatchGrid, Selection
@@ -26,9 +27,7 @@ LEAST, MOST = (68, 1, 84), (253, 231, 37)
 def pyramid_of(tmp_path: Path, w: int, h: int) -> Pyramid:
     """A grey slide of w x h px at 0.5 um/px."""
     source = Source("t", (w, h), Scale(0.5, 0.5), "test", Box(0, 0, w, h))
-    pyramid = Pyramid.create(
-        tmp_path / "t.zarr", source, 1, chunk_px=64, block_px=4096, zstd_level=1
-    )
+    pyramid = Pyramid.create(tmp_path / "t.zarr", source, 1, Layout(chunk_px=64))
     for index, level in enumerate(pyramid.levels):
         shape = (3, level.size_px[1], level.size_px[0])
         pyramid.put(index, level.box, np.full(shape, GREY, np.uint8))

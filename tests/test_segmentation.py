@@ -12,6 +12,7 @@ from tests.models import small_model
 from wsi_pipeline.config import SegmentOptions
 from wsi_pipeline.errors import BudgetError, ModelError, PyramidError
 from wsi_pipeline.geometry import Box, Scale
+from wsi_pipeline.layout import Layout
 from wsi_pipeline.models.cards import ModelFolder
 from wsi_pipeline.models.segmenter import load_segmenter
 from wsi_pipeline.models.segmenting import RegionSegmenter
@@ -37,9 +38,7 @@ def make_pyramid(
 ) -> Pyramid:
     """A slide of coloured noise; `size_px` is level 0, `base` its base downsample."""
     source = Source("s", size_px, Scale(mpp, mpp), "test", Box(0, 0, *size_px))
-    pyramid = Pyramid.create(
-        path, source, base, chunk_px=128, block_px=1024, zstd_level=1
-    )
+    pyramid = Pyramid.create(path, source, base, Layout(chunk_px=128, block_px=1024))
     random = np.random.default_rng(0)
     for index, level in enumerate(pyramid.levels):
         w, h = level.size_px

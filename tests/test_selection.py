@@ -11,6 +11,7 @@ from wsi_pipeline import selection
 from wsi_pipeline.config import SelectOptions
 from wsi_pipeline.errors import BudgetError, ModelError, PyramidError, RegionError
 from wsi_pipeline.geometry import Box, Scale
+from wsi_pipeline.layout import Layout
 from wsi_pipeline.models import scoring
 from wsi_pipeline.models.cards import (
     ClassCard,
@@ -37,7 +38,7 @@ def pyramid(tmp_path_factory: pytest.TempPathFactory) -> Pyramid:
     size = 640, 480
     source = Source("noise.tif", size, Scale(0.5, 0.5), "test", Box(0, 0, *size))
     path = tmp_path_factory.mktemp("pyramid") / "slide.ome.zarr"
-    made = Pyramid.create(path, source, 1, chunk_px=128, block_px=256, zstd_level=1)
+    made = Pyramid.create(path, source, 1, Layout(chunk_px=128, block_px=256))
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (3, 15, 20), dtype=np.uint8)
     pixels = coarse.repeat(32, 1).repeat(32, 2)

@@ -19,6 +19,7 @@ from wsi_pipeline.classes import (
 from wsi_pipeline.config import StitchOptions
 from wsi_pipeline.errors import RegionError
 from wsi_pipeline.geometry import Box, Scale
+from wsi_pipeline.layout import Layout
 from wsi_pipeline.models.sampling import sample_at
 from wsi_pipeline.ngff import Source
 from wsi_pipeline.pyramid import MaskPyramid, Pyramid
@@ -37,7 +38,7 @@ def make_pyramid(path: Path, size_px: tuple[int, int], base: int = 1) -> Pyramid
     """Metadata only: stitching reads no pixels."""
     whole = Box(0, 0, *size_px)
     source = Source("slide.tif", size_px, Scale(0.5, 0.5), "test", whole)
-    return Pyramid.create(path, source, base, chunk_px=512, block_px=4096, zstd_level=1)
+    return Pyramid.create(path, source, base, Layout())
 
 
 def even_grid(nodes: int) -> NDArray[np.float32]:

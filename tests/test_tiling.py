@@ -36,7 +36,8 @@ def plain_halve(pixels: np.ndarray) -> np.ndarray:
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**32 - 1))
 def test_halving_is_the_rounded_mean_of_each_two_by_two(h, w, seed):
     pixels = np.random.default_rng(seed).integers(0, 256, (h, w, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(halve(pixels), plain_halve(pixels))
+    found = halve(np.ascontiguousarray(pixels.transpose(2, 0, 1))).transpose(1, 2, 0)
+    np.testing.assert_array_equal(found, plain_halve(pixels))
 
 
 def test_every_level_is_the_halved_level_below(tmp_path):

@@ -14,6 +14,7 @@ from wsi_pipeline import tissue as tissue_module
 from wsi_pipeline.config import TissueOptions
 from wsi_pipeline.errors import RegionError
 from wsi_pipeline.geometry import Box, Scale
+from wsi_pipeline.layout import Layout
 from wsi_pipeline.ngff import Source
 from wsi_pipeline.pyramid import Pyramid
 from wsi_pipeline.regions import Tissue
@@ -43,9 +44,7 @@ def pyramid_of(
     """A pyramid whose base is the picture."""
     h, w = picture.shape[:2]
     source = Source("t", (w, h), Scale(mpp, mpp), "test", bounds or Box(0, 0, w, h))
-    pyramid = Pyramid.create(
-        tmp_path / "t.zarr", source, 1, chunk_px=64, block_px=4096, zstd_level=1
-    )
+    pyramid = Pyramid.create(tmp_path / "t.zarr", source, 1, Layout(chunk_px=64))
     for index, level in enumerate(pyramid.levels):
         small = Image.fromarray(picture).resize(level.size_px, Image.Resampling.BOX)
         pyramid.put(index, level.box, np.asarray(small).transpose(2, 0, 1))

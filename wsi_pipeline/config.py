@@ -48,23 +48,59 @@ class TileOptions(Options):
         description="um/px that the pyramid's base must not be coarser than; 'native' "
         "keeps level 0; left out, the finest that the model needs",
     )
-    block_px: int = Field(
-        4096, ge=512, description="side of a block, which is one task and one shard, px"
+    codec: Literal["zstd", "jpeg"] = Field(
+        "zstd",
+        description="zstd: lossless, 4 to 10 times the size of a JPEG slide; jpeg: "
+        "tiles of JPEG slides copied undecoded, coarser levels encoded anew, about "
+        "the size of the slide; readable only where imagecodecs is installed",
     )
-    chunk_px: int = Field(512, ge=64, description="side of a chunk inside a shard, px")
+    jpeg_quality: int = Field(
+        80, ge=1, le=100, description="quality of what --codec jpeg encodes, 1 to 100"
+    )
+    ome_zarr: Literal["0.5", "0.4"] = Field(
+        "0.5",
+        description="OME-Zarr version: 0.5 (Zarr v3, sharded), or 0.4 (Zarr v2, Blosc) "
+        "for QuPath 0.7, OMERO and Bio-Formats",
+    )
+    block_px: int = Field(
+        4096,
+        ge=512,
+        description="side of a block at most, which is one task and one shard, px",
+    )
+    chunk_px: int | None = Field(
+        None,
+        ge=64,
+        multiple_of=2,
+        description="side of a chunk inside a shard, px; left out, whole tiles of the "
+        "slide, about 512",
+    )
     zstd_level: int = Field(1, ge=1, le=19, description="compression level")
     workers: int = Field(0, ge=0, description="parallel blocks; 0 = one per CPU")
-    scheduler: Literal["threads", "processes"] = Field(
-        "threads", description="Dask threads, or a local Dask cluster of processes"
+    scheduler: str = Field(
+        "threads",
+        pattern=r"^(threads|processes|(tcp|tls|ws|wss)://\S+)$",
+        description="threads; processes: a local Dask cluster; or the address of a "
+        "Dask scheduler whose workers see the same files, tcp://HOST:PORT",
     )
 
     @model_validator(mode="after")
-    def _whole_chunks(self) -> Self:
-        parts = self.block_px // self.chunk_px
-        if parts * self.chunk_px != self.block_px or parts & (parts - 1):
+    def _fitting(self) -> Self:
+        if self.chunk_px is not None:
+            parts = self.block_px // self.chunk_px
+            if parts * self.chunk_px != self.block_px or parts & (parts - 1):
+                raise ValueError(
+                    f"block_px {self.block_px} is not chunk_px {self.chunk_px} times a "
+                    "power of two"
+                )
+        if self.ome_zarr == "0.4" and (self.codec == "jpeg" or self.chunk_px):
             raise ValueError(
-                f"block_px {self.block_px} is not chunk_px {self.chunk_px} times a "
-                "power of two"
+                "ome_zarr 0.4 has chunks of 1024 px and Blosc compression, which its "
+                "readers know; codec jpeg and chunk_px belong to 0.5"
+            )
+        if self.ome_zarr == "0.4" and self.block_px % 1024:
+            raise ValueError(
+                f"block_px {self.block_px} is not a multiple of 1024, the chunk of "
+                "ome_zarr 0.4"
             )
         return self
 

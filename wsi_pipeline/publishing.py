@@ -4,7 +4,7 @@ import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -127,6 +127,12 @@ def list_files(root: Path) -> Iterator[Path]:
     for path in sorted(root.rglob("*")):
         if path.is_file() and STAGING not in path.relative_to(root).parts:
             yield path
+
+
+def sync_files(files: Iterable[Path]) -> None:
+    """Flush files to the disk."""
+    for file in files:
+        _sync_folder(file)
 
 
 def sync_tree(path: Path) -> None:

@@ -17,6 +17,7 @@ from PIL import Image
 from wsi_pipeline.classes import NOT_COMPUTED, MaskClass
 from wsi_pipeline.errors import PyramidError
 from wsi_pipeline.geometry import Box, Level, Scale
+from wsi_pipeline.layout import Layout
 from wsi_pipeline.ngff import (
     LABEL_CHUNK_PX,
     LABEL_SHARD_PX,
@@ -27,7 +28,6 @@ from wsi_pipeline.ngff import (
     label_attributes,
     labels_group,
     level_sizes,
-    shard_side,
 )
 from wsi_pipeline.publishing import publish_json
 
@@ -137,16 +137,9 @@ class Pyramid(Multiscale):
 
     @classmethod
     def create(
-        cls,
-        path: Path,
-        source: Source,
-        base_downsample: int,
-        *,
-        chunk_px: int,
-        block_px: int,
-        zstd_level: int,
+        cls, path: Path, source: Source, base_downsample: int, layout: Layout
     ) -> Self:
-        """Write metadata and empty arrays, zstd with checksum, sharded.
+        """Write metadata and empty arrays.
 
         Parameters
         ----------
@@ -154,8 +147,8 @@ class Pyramid(Multiscale):
             Folder that does not exist yet.
         base_downsample : int
             Level-0 pixels per pixel of the pyramid's base, a power of two.
-        chunk_px, block_px : int
-            Side of a chunk, and of what one task writes on the base.
+        layout : Layout
+            Chunks, shards and codecs.
 
         References
         ----------
@@ -165,16 +158,7 @@ class Pyramid(Multiscale):
         attributes = image_attributes(source, base_downsample, sizes)
         group = zarr.create_group(path, zarr_format=3, attributes=attributes)
         for index, size in enumerate(sizes):
-            create_level(
-                group,
-                index,
-                size,
-                channels=3,
-                chunk_px=chunk_px,
-                shard_px=shard_side(index, chunk_px, block_px),
-                fill=0,
-                zstd_level=zstd_level,
-            )
+            layout.create_level(group, index, size)
         return cls(path)
 
     def read(

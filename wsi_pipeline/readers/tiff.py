@@ -214,6 +214,7 @@ def open_tiff(path: Path, given: GivenScale) -> TiffSlideReader:
         compression=layout.compression_name,
         background=WHITE,
         warnings=warnings,
+        read_px=_read_px(base),
         jpeg=_jpeg_tiles(layout),
     )
     check_geometry(path.name, info)
@@ -251,6 +252,12 @@ def _vendor_scale(path: Path) -> StatedScale | None:
     if vendor not in _OWN_SCALE or not x or not y:
         return None
     return StatedScale(float(x), float(y), f"{vendor} metadata")
+
+
+def _read_px(plane: Plane) -> int:
+    """Whole tiles, about 512 px; a lot of a strip, which decodes in one go."""
+    w, h = plane.tile_px
+    return w * max(1, 512 // w) if w == h else 4096
 
 
 def _jpeg_tiles(layout: Layout) -> JpegTiles | None:

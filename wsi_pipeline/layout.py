@@ -1,0 +1,91 @@
+"""How the arrays of an image pyramid lie on disk: chunks, shards, and their codecs."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import zarr
+
+from wsi_pipeline.codecs import ChunkCodec, Zstd
+from wsi_pipeline.ngff import STRICT
+
+Version = Literal["0.5", "0.4"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Chunks, shards and codecs of an image pyramid.
+
+    Parameters
+    ----------
+    version : "0.5" or "0.4"
+        OME-Zarr version: Zarr v3 with shards, or Zarr v2 with a file per chunk.
+    chunk_px : int
+        Side of a chunk.
+    block_px : int
+        Side of what one task writes on the finest level of its round: a power of two
+        times `chunk_px`.
+    codec : ChunkCodec
+        Of all levels, unless `base_codec` is given.
+    base_codec : ChunkCodec, optional
+        Of level 0, for tiles copied from the slide.
+    """
+
+    version: Version = "0.5"
+    chunk_px: int = 512
+    block_px: int = 4096
+    codec: ChunkCodec = field(default_factory=Zstd)
+    base_codec: ChunkCodec | None = None
+
+    @property
+    def depth(self) -> int:
+        """Levels that one block fills: as long as its share is a whole chunk."""
+        return (self.block_px // self.chunk_px).bit_length()
+
+    def shard_px(self, level: int) -> int:
+        """Side of a shard, so that a block covers whole shards of its levels.
+
+        Notes
+        -----
+        A block of `block_px` on the first level of a round becomes ``block_px / 2**i``
+        on the i-th; from the level on where that is one chunk, a new round starts.
+        """
+        return self.block_px >> (level % self.depth)
+
+    def codec_of(self, level: int) -> ChunkCodec:
+        """Codec of a level."""
+        return self.base_codec if level == 0 and self.base_codec else self.codec
+
+    def chunk_shape(self) -> tuple[int, int, int]:
+        """(c, y, x) of a chunk as stored; Zarr v2 has one colour per chunk."""
+        return (3 if self.version == "0.5" else 1, self.chunk_px, self.chunk_px)
+
+    def create_level(
+        self, group: zarr.Group, index: int, size_px: tuple[int, int]
+    ) -> None:
+        """Add the empty (3, y, x) uint8 array of one level.
+
+        Parameters
+        ----------
+        group : zarr.Group
+            The multiscale group.
+        index : int
+            Level, which names the array.
+        size_px : tuple of int
+            (width, height).
+        """
+        w, h = size_px
+        side = self.shard_px(index)
+        place: dict[str, Any] = {"shards": (3, side, side)}
+        place["dimension_names"] = ["c", "y", "x"]
+        if self.version == "0.4":
+            place = {"chunk_key_encoding": {"name": "v2", "separator": "/"}}
+        group.create_array(
+            str(index),
+            shape=(3, h, w),
+            dtype="uint8",
+            chunks=self.chunk_shape(),
+            fill_value=0,
+            config=STRICT,
+            **place,
+            **self.codec_of(index).zarr_arguments(),
+        )
