@@ -4,6 +4,7 @@ The inverse is zarr's: a plain `zarr.open_array` reads what is written here.
 """
 
 from pathlib import Path
+from typing import IO, Self
 
 import google_crc32c
 import numpy as np
@@ -16,7 +17,7 @@ _ABSENT = 2**64 - 1
 
 
 class BlockLevel:
-    """A block's share of one level, chunk by chunk.
+    """A block's share of one level, written chunk by chunk; a context manager.
 
     Parameters
     ----------
@@ -32,7 +33,7 @@ class BlockLevel:
 
     Notes
     -----
-    Memory: the compressed shard (at most the pixels of the share).
+    Memory: one compressed chunk; each is written as it comes.
 
     References
     ----------
@@ -46,10 +47,26 @@ class BlockLevel:
         self._corner = box.x, box.y
         self._side = layout.shard_px(level)
         across = self._side // layout.chunk_px
-        self._index = np.full((across, across, 2), _ABSENT, np.uint64)
-        self._parts: list[bytes] = []
+        self._index = np.full((across, across, 2), _ABSENT, "<u8")
         self._size = 0
-        self._written: list[Path] = []
+        self.files: list[Path] = []
+        """Files written, not yet flushed to the disk."""
+
+    def __enter__(self) -> Self:
+        if self._layout.version == "0.5":
+            x, y = self._corner
+            key = f"c/0/{y // self._side}/{x // self._side}"
+            self._shard = self._open(self._path / key)
+        return self
+
+    def __exit__(self, kind: object, *rest: object) -> None:
+        if self._layout.version == "0.5":
+            with self._shard:
+                if kind is None:
+                    index = self._index.tobytes()
+                    self._shard.write(index)
+                    check = google_crc32c.value(index)
+                    self._shard.write(check.to_bytes(4, "little"))
 
     def put(self, x: int, y: int, planes: NDArray[np.uint8]) -> None:
         """Compress the chunk whose corner is (x, y) on the level's grid.
@@ -69,31 +86,19 @@ class BlockLevel:
             self.put_encoded(x, y, self._codec.encode(planes))
             return
         for colour, plane in enumerate(planes):
-            file = self._path / str(colour) / str(y // side) / str(x // side)
-            self._write(file, [self._codec.encode(plane)])
+            key = f"{colour}/{y // side}/{x // side}"
+            with self._open(self._path / key) as stream:
+                stream.write(self._codec.encode(plane))
 
     def put_encoded(self, x: int, y: int, data: bytes) -> None:
         """Add a chunk of the shard that is compressed already."""
         side = self._layout.chunk_px
         row, column = (y - self._corner[1]) // side, (x - self._corner[0]) // side
         self._index[row, column] = self._size, len(data)
-        self._parts.append(data)
+        self._shard.write(data)
         self._size += len(data)
 
-    def finish(self) -> list[Path]:
-        """Write the shard; returns the files written, not yet flushed to the disk."""
-        if self._layout.version == "0.5":
-            index = self._index.astype("<u8").tobytes()
-            check = google_crc32c.value(index).to_bytes(4, "little")
-            x, y = self._corner
-            key = f"c/0/{y // self._side}/{x // self._side}"
-            self._write(self._path / key, [*self._parts, index, check])
-            self._parts.clear()
-        return self._written
-
-    def _write(self, file: Path, parts: list[bytes]) -> None:
+    def _open(self, file: Path) -> IO[bytes]:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("xb", buffering=0) as stream:
-            for part in parts:
-                stream.write(part)
-        self._written.append(file)
+        self.files.append(file)
+        return file.open("xb")
