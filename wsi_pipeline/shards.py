@@ -3,13 +3,15 @@
 The inverse is zarr's: a plain `zarr.open_array` reads what is written here.
 """
 
+from concurrent.futures import Executor
 from pathlib import Path
-from typing import IO, Self
+from typing import Self
 
 import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_pipeline.direct import DirectFile
 from wsi_pipeline.geometry import Box
 from wsi_pipeline.layout import Layout
 
@@ -30,17 +32,21 @@ class BlockLevel:
     box : Box
         The share, on the level's grid; it starts at a shard's corner and is no larger
         than a shard.
+    disk : Executor
+        Runs the writes beside the work.
 
     Notes
     -----
-    Memory: one compressed chunk; each is written as it comes.
+    Memory: 2 MiB and one compressed chunk; each is written as it comes.
 
     References
     ----------
     Zarr v3 codec "sharding_indexed", index at the end; Zarr v2 chunk keys with "/".
     """
 
-    def __init__(self, path: Path, layout: Layout, level: int, box: Box) -> None:
+    def __init__(
+        self, path: Path, layout: Layout, level: int, box: Box, disk: Executor
+    ) -> None:
         self._path = path
         self._layout = layout
         self._codec = layout.codec_of(level)
@@ -49,6 +55,7 @@ class BlockLevel:
         across = self._side // layout.chunk_px
         self._index = np.full((across, across, 2), _ABSENT, "<u8")
         self._size = 0
+        self._disk = disk
         self.files: list[Path] = []
         """Files written, not yet flushed to the disk."""
 
@@ -56,7 +63,7 @@ class BlockLevel:
         if self._layout.version == "0.5":
             x, y = self._corner
             key = f"c/0/{y // self._side}/{x // self._side}"
-            self._shard = self._open(self._path / key)
+            self._shard = DirectFile(self._new(key), self._disk)
         return self
 
     def __exit__(self, kind: object, *rest: object) -> None:
@@ -87,8 +94,7 @@ class BlockLevel:
             return
         for colour, plane in enumerate(planes):
             key = f"{colour}/{y // side}/{x // side}"
-            with self._open(self._path / key) as stream:
-                stream.write(self._codec.encode(plane))
+            self._new(key).write_bytes(self._codec.encode(plane))
 
     def put_encoded(self, x: int, y: int, data: bytes) -> None:
         """Add a chunk of the shard that is compressed already."""
@@ -98,7 +104,9 @@ class BlockLevel:
         self._shard.write(data)
         self._size += len(data)
 
-    def _open(self, file: Path) -> IO[bytes]:
+    def _new(self, key: str) -> Path:
+        """Path of a new file, in a folder that is there."""
+        file = self._path / key
         file.parent.mkdir(parents=True, exist_ok=True)
         self.files.append(file)
-        return file.open("xb")
+        return file

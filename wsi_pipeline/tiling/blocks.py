@@ -3,6 +3,7 @@
 Depth first: four chunks make their parent while they are in the cache.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -46,11 +47,11 @@ def fill_block(
     chunks, 60 MB where a slide is read in pieces of 2048 px.
     """
     last = min(first + layout.depth, len(pyramid.levels)) - 1
-    with ExitStack() as stack:
+    with ThreadPoolExecutor(1) as disk, ExitStack() as stack:
         shares = {}
         for level in range(first, last + 1):
             folder, part = pyramid.path / str(level), _above(block, level - first)
-            share = BlockLevel(folder, layout, level, part)
+            share = BlockLevel(folder, layout, level, part, disk)
             shares[level] = stack.enter_context(share)
         filler = _Filler(source, layout.chunk_px, first, shares)
         for chunk in _above(block, last - first).blocks(layout.chunk_px):
