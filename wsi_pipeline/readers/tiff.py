@@ -6,9 +6,11 @@ refuses: WebP, Zstandard, OME-TIFF, strips, colours in separate planes.
 
 import os
 import weakref
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
+import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 from tiffslide import TiffSlide
@@ -29,7 +31,7 @@ from wsi_pipeline.readers.scale import (
     ome_mpp,
     resolution_mpp,
 )
-from wsi_pipeline.readers.tiff_layout import JPEG, RGB, Layout, Plane, read_layout
+from wsi_pipeline.readers.tiff_layout import Layout, Plane, read_layout
 from wsi_pipeline.slide import JpegTiles, SlideInfo
 
 WHITE = (255, 255, 255)
@@ -131,53 +133,84 @@ def _paint(
     first: int,
 ) -> list[tuple[int, ...]]:
     """Decode tiles into a box from its plane `first` on; returns their full shapes."""
-    scratch = np.empty((len(out), *plane.tile_px[::-1]), np.uint8)
+    tw, th = plane.tile_px
+    # memory that is used again and again: new pages cost as much as the work in them
+    whole = np.empty((th, tw, plane.samples), np.uint8)
+    scratch = [np.empty((th, tw), np.uint8) for _ in range(plane.samples)]
     shapes = []
     for (index, sample, tile), raw in zip(tiles, data, strict=True):
-        pixels = _decode(plane, index, raw)
+        pixels = _decode(plane, index, raw, whole)
         shapes.append(pixels.shape)
-        wanted = tile.intersect(box)
-        found = Box(tile.x, tile.y, pixels.shape[1], pixels.shape[0]).intersect(box)
         start = first + sample
         stop = min(start + pixels.shape[2], len(out))
-        if found != wanted:
+        colours = _split(pixels, scratch)[: stop - start]
+        x, y = tile.x - box.x, tile.y - box.y
+        inside = (
+            min(x, y) >= 0 and tile.right <= box.right and tile.bottom <= box.bottom
+        )
+        if inside and pixels.shape[:2] == (th, tw):  # most tiles
+            for number, colour in enumerate(colours, start):
+                out[number, y : y + th, x : x + tw] = colour
+            continue
+        found = Box(tile.x, tile.y, pixels.shape[1], pixels.shape[0]).intersect(box)
+        if found != (wanted := tile.intersect(box)):
             there = wanted.shift(-box.x, -box.y)
             out[start:stop, there.rows, there.columns] = 255
         here, part = found.shift(-box.x, -box.y), found.shift(-tile.x, -tile.y)
-        for number, colour in enumerate(_split(pixels, scratch)[: stop - start]):
-            out[start + number, here.rows, here.columns] = colour[
-                part.rows, part.columns
-            ]
+        for number, colour in enumerate(colours, start):
+            out[number, here.rows, here.columns] = colour[part.rows, part.columns]
     return shapes
 
 
 def _split(
-    pixels: NDArray[np.uint8], scratch: NDArray[np.uint8]
+    pixels: NDArray[np.uint8], scratch: list[NDArray[np.uint8]]
 ) -> list[NDArray[np.uint8]]:
-    """The planes of a tile, in memory that is used again: new pages cost as much."""
+    """The planes of a tile, each (h, w)."""
     h, w, samples = pixels.shape
-    if samples == 1:
-        return [pixels[..., 0]]
-    if samples == len(scratch) and (h, w) == scratch.shape[1:]:
-        cv2.split(pixels, list(scratch))
-        return list(scratch)
-    return [np.asarray(plane, np.uint8) for plane in cv2.split(pixels)]
+    fits = len(scratch) == samples and scratch[0].shape == (h, w)
+    if fits and samples > 1 and pixels.flags.c_contiguous:
+        cv2.split(pixels, scratch)
+        return scratch
+    return list(pixels.transpose(2, 0, 1))
 
 
-def _decode(plane: Plane, index: int, data: bytes | None) -> NDArray[np.uint8]:
-    """(h, w, s) pixels of one tile; (0, 0, s) where nothing was scanned."""
+def _decode(
+    plane: Plane, index: int, data: bytes | None, whole: NDArray[np.uint8]
+) -> NDArray[np.uint8]:
+    """(h, w, s) pixels of one tile; (0, 0, s) where nothing was scanned.
+
+    A tile of the right size comes back in `whole`.
+    """
     if data is None:
         return np.empty((0, 0, 1 if plane.planar else plane.samples), np.uint8)
+    if plane.jpeg:
+        # the general decoder below makes the same of it, and of what fails here
+        with suppress(ValueError, imagecodecs.Jpeg8Error):
+            return _decode_jpeg(plane.jpeg, data, whole)
     if plane.tables:
         pixels = plane.decode(data, index, jpegtables=plane.tables)[0]
     else:
         pixels = plane.decode(data, index)[0]
     if pixels is None:
-        return _decode(plane, index, None)
+        return _decode(plane, index, None, whole)
     if pixels.dtype != np.uint8 or pixels.ndim != 4:
         raise ValueError(f"tile {index} decodes to {pixels.dtype}")
-    whole: NDArray[np.uint8] = pixels[0]
-    return whole
+    found: NDArray[np.uint8] = pixels[0]
+    return found
+
+
+def _decode_jpeg(
+    jpeg: JpegTiles, data: bytes, whole: NDArray[np.uint8]
+) -> NDArray[np.uint8]:
+    return np.asarray(
+        imagecodecs.jpeg8_decode(
+            data,
+            tables=jpeg.tables,
+            colorspace=jpeg.colour,
+            outcolorspace="RGB",
+            out=whole,
+        )
+    )
 
 
 def open_tiff(path: Path, given: GivenScale) -> TiffSlideReader:
@@ -215,7 +248,7 @@ def open_tiff(path: Path, given: GivenScale) -> TiffSlideReader:
         background=WHITE,
         warnings=warnings,
         read_px=_read_px(base),
-        jpeg=_jpeg_tiles(layout),
+        jpeg=base.jpeg if len(layout.levels[0]) == 1 else None,
     )
     check_geometry(path.name, info)
     return TiffSlideReader(info)
@@ -258,18 +291,6 @@ def _read_px(plane: Plane) -> int:
     """Whole tiles, about 512 px; a lot of a strip, which decodes in one go."""
     w, h = plane.tile_px
     return w * max(1, 512 // w) if w == h else 4096
-
-
-def _jpeg_tiles(layout: Layout) -> JpegTiles | None:
-    """How level 0 can be copied; None unless it is one plane of square RGB JPEGs."""
-    base = layout.levels[0][0]
-    w, h = base.tile_px
-    tiled = w == h and not w % 16  # a strip or a whole image is no tile
-    whole = len(layout.levels[0]) == 1 and not base.planar and base.samples == 3
-    if layout.compression != JPEG or not (tiled and whole):
-        return None
-    plain_rgb = layout.photometric == RGB and not base.jfif
-    return JpegTiles(w, "RGB" if plain_rgb else None, base.tables)
 
 
 def _on_white(rgba: NDArray[np.uint8], alpha_kind: int | None) -> NDArray[np.uint8]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.errors import NotASlideError, SlideError
 from wsi_pipeline.readers.base import MAX_SEGMENT_BYTES, PARSER_ERRORS, plain
+from wsi_pipeline.slide import JpegTiles
 
 # tifffile logs its doubts; ours are exceptions, and a log line without a handler
 # would go to the terminal
@@ -48,8 +49,8 @@ class Plane:
         tifffile's decoder of this directory; pure, so threads may share it.
     tables : bytes or None
         JPEG tables that the tiles abbreviate.
-    jfif : bool
-        Whether the tiles state their colour space by a JFIF marker.
+    jpeg : JpegTiles or None
+        What decodes the tiles, where they are square RGB or YCbCr JPEGs.
     """
 
     size_px: tuple[int, int]
@@ -60,7 +61,7 @@ class Plane:
     planar: bool
     decode: Decoder
     tables: bytes | None
-    jfif: bool
+    jpeg: JpegTiles | None
 
     @property
     def across(self) -> tuple[int, int]:
@@ -305,10 +306,22 @@ def _plane(path: Path, page: Any) -> Plane:
         int(page.planarconfig) == 2 and int(page.samplesperpixel) > 1,
         _decoder(path, page),
         page.jpegtables,
-        bool(page.is_jfif),
+        _jpeg_tiles(page),
     )
     _check_extent(path, plane)
     return plane
+
+
+def _jpeg_tiles(page: Any) -> JpegTiles | None:
+    """Colour space and tables of square JPEG tiles, all samples in one."""
+    side = int(page.tilewidth)
+    square = page.is_tiled and side == page.tilelength
+    one = int(page.planarconfig) == 1 and int(page.samplesperpixel) == 3
+    if page.compression != JPEG or not (square and one):
+        return None
+    # Aperio's RGB tiles do not say that they are not YCbCr
+    unsaid = page.photometric == RGB and not page.is_jfif
+    return JpegTiles(side, "RGB" if unsaid else None, page.jpegtables)
 
 
 def _decoder(path: Path, page: Any) -> Decoder:
