@@ -48,6 +48,9 @@ class NumberSlide:
     def read_jpeg(self, box: Box) -> tuple[NDArray[np.uint8], list[bytes | None]]:
         raise SlideError("numbers.tif: no JPEG")
 
+    def stored_bytes(self, box: Box) -> int | None:
+        return None
+
     def close(self) -> None: ...
 
     def __enter__(self) -> Self:

@@ -46,7 +46,32 @@ Workers = Annotated[
 Scheduler = Annotated[
     str | None,
     typer.Option(
-        help="'threads', or 'processes' of a Dask cluster.", rich_help_panel=TILES
+        help="'threads', 'processes', or a Dask scheduler's address (tcp://HOST:PORT) "
+        "whose workers see the same files.",
+        rich_help_panel=TILES,
+    ),
+]
+Codec = Annotated[
+    str | None,
+    typer.Option(
+        help="'zstd' (lossless), or 'jpeg': tiles of JPEG slides copied undecoded, "
+        "about the slide's size; readable only with imagecodecs.",
+        rich_help_panel=TILES,
+    ),
+]
+JpegQuality = Annotated[
+    int | None,
+    typer.Option(
+        help="Quality of what --codec jpeg encodes anew, 1 to 100.",
+        rich_help_panel=TILES,
+    ),
+]
+OmeZarr = Annotated[
+    str | None,
+    typer.Option(
+        "--ome-zarr",
+        help="'0.5', or '0.4' for QuPath 0.7, OMERO and Bio-Formats.",
+        rich_help_panel=TILES,
     ),
 ]
 TissueMask = Annotated[

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from wsi_pipeline.arguments import (
+    Codec,
     ConfigFile,
     Coverage,
     Device,
@@ -15,11 +16,13 @@ from wsi_pipeline.arguments import (
     Frame,
     GpuMemory,
     Gzip,
+    JpegQuality,
     Json,
     KeepPredictions,
     Memory,
     ModelName,
     Mpp,
+    OmeZarr,
     Out,
     Scheduler,
     Simplify,
@@ -122,6 +125,9 @@ def run(
     target_mpp: TargetMpp = None,
     workers: Workers = None,
     scheduler: Scheduler = None,
+    codec: Codec = None,
+    jpeg_quality: JpegQuality = None,
+    ome_zarr: OmeZarr = None,
     simplify_um: Simplify = None,
     frame: Frame = None,
     gzip: Gzip = None,
@@ -142,7 +148,8 @@ def run(
         .updated("segment", gpu_memory=gpu_memory, memory=memory)
         .updated("stitch", keep_predictions=keep_predictions)
         .updated("tile", target_mpp=_target(target_mpp), workers=workers)
-        .updated("tile", scheduler=scheduler)
+        .updated("tile", scheduler=scheduler, codec=codec, ome_zarr=ome_zarr)
+        .updated("tile", jpeg_quality=jpeg_quality)
         .updated("export", simplify_um=simplify_um, frame=frame, gzip=gzip)
     )
     from wsi_pipeline.models.cards import find_model
@@ -172,10 +179,16 @@ def tile(
     target_mpp: TargetMpp = None,
     workers: Workers = None,
     scheduler: Scheduler = None,
+    codec: Codec = None,
+    jpeg_quality: JpegQuality = None,
+    ome_zarr: OmeZarr = None,
 ) -> None:
     """Stream a slide into an OME-Zarr pyramid: OUT/<slide id>/slide.ome.zarr."""
-    settings = _config(config, model=model, mpp=mpp).updated(
-        "tile", target_mpp=_target(target_mpp), workers=workers, scheduler=scheduler
+    settings = (
+        _config(config, model=model, mpp=mpp)
+        .updated("tile", target_mpp=_target(target_mpp), workers=workers)
+        .updated("tile", scheduler=scheduler, codec=codec, ome_zarr=ome_zarr)
+        .updated("tile", jpeg_quality=jpeg_quality)
     )
     from wsi_pipeline.models.cards import find_model
     from wsi_pipeline.readers.discovery import find_slides, slide_id

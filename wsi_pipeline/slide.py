@@ -150,6 +150,10 @@ class Slide(Protocol):
         """
         ...
 
+    def stored_bytes(self, box: Box) -> int | None:
+        """Bytes of the compressed tiles of level 0 under a box; None if unknown."""
+        ...
+
     def close(self) -> None:
         """Release the file; a later read opens it again."""
         ...

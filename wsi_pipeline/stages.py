@@ -1,13 +1,12 @@
 """Each act applied to a slide's folder: read one artefact, publish the next."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from wsi_pipeline.classes import COARSELY, IN_DETAIL, NO_TISSUE, SKIPPED
-from wsi_pipeline.cluster import local_client
+from wsi_pipeline.cluster import client_of
 from wsi_pipeline.config import RunConfig
 from wsi_pipeline.errors import ConfigError, SlideError
 from wsi_pipeline.exporters import export_masks
@@ -126,8 +125,7 @@ def publish_tile(run: SlideRun) -> Published:
                 f"{info.path.name}: has {info.scale.mean:.3g} um/px, the model needs "
                 f"{base_mpp:.3g}; there is not enough detail to go by"
             )
-        processes = options.scheduler == "processes"
-        with local_client(options.workers) if processes else nullcontext() as client:
+        with client_of(options.scheduler, options.workers) as client:
             pyramid = tile_slide(
                 slide,
                 folder.pyramid,

@@ -1,5 +1,6 @@
 """Shows progress: bars on a terminal, plain lines in a log, all on standard error."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 _COLOURS = {"done": "green", "degraded": "yellow", "failed": "red", "skipped": "dim"}
 
 
-class Terminal:
+class Terminal(logging.Handler):
     """Progress of a command; a context manager.
 
     Parameters
@@ -27,6 +28,9 @@ class Terminal:
     """
 
     def __init__(self, quiet: bool = False) -> None:
+        super().__init__(logging.INFO)
+        self._log = logging.getLogger("wsi_pipeline")
+        self._log.setLevel(logging.INFO)
         self.console = Console(stderr=True, quiet=quiet, soft_wrap=True)
         self._bars = Progress(
             TextColumn("{task.description:>9}"),
@@ -42,10 +46,16 @@ class Terminal:
 
     def __enter__(self) -> Self:
         self._bars.start()
+        self._log.addHandler(self)
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self._log.removeHandler(self)
         self._bars.stop()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a line that an act logs."""
+        self.console.print(f"  {record.getMessage()}", markup=False, highlight=False)
 
     def started(self, number: int, total: int, path: Path) -> None:
         """Announce a slide of a batch."""

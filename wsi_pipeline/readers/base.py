@@ -135,6 +135,10 @@ class BackendSlide[H: Handle](ABC):
             f"{self._info.path.name}: has no JPEG tiles that can be copied, at {box}"
         )
 
+    def stored_bytes(self, box: Box) -> int | None:  # noqa: ARG002  # of the protocol
+        """Bytes of compressed tiles; unknown unless the backend says more."""
+        return None
+
     def close(self) -> None:
         """Drop the file; a later read opens it again."""
         self._handles.pop(os.getpid(), None)

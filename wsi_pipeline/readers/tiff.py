@@ -55,6 +55,11 @@ class TiffSlideReader(BackendSlide["TiffHandle"]):
             return super().read_jpeg(box)
         return self._guarded(lambda handle: handle.read_jpeg(box), box, 0)
 
+    def stored_bytes(self, box: Box) -> int:
+        """Bytes of the compressed tiles of level 0 under a box."""
+        inside = self._info.box.intersect(box)
+        return self._guarded(lambda handle: handle.stored_bytes(inside), box, 0)
+
 
 class TiffHandle:
     """A descriptor and the places of the tiles.
@@ -93,6 +98,13 @@ class TiffHandle:
         return out, [
             d if s == whole else None for d, s in zip(data, shapes, strict=True)
         ]
+
+    def stored_bytes(self, box: Box) -> int:
+        """Bytes of the tiles of level 0 under a box inside it."""
+        return sum(
+            int(plane.counts[[index for index, _, _ in _tiles(plane, box)]].sum())
+            for plane in self._layout.levels[0]
+        )
 
     def _fetch(self, plane: Plane, indices: list[int]) -> list[bytes | None]:
         """Bytes of tiles; None where nothing was scanned."""

@@ -1,6 +1,7 @@
 """Turns a slide into an OME-Zarr pyramid, one task per shard-aligned block."""
 
 import itertools
+import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,7 +13,6 @@ from dask.callbacks import Callback
 from dask.delayed import delayed
 from distributed import Client, as_completed
 
-from wsi_pipeline.codecs import BloscLz4, Jpeg, Zstd
 from wsi_pipeline.config import TileOptions
 from wsi_pipeline.geometry import Box
 from wsi_pipeline.layout import Layout
@@ -20,16 +20,23 @@ from wsi_pipeline.ngff import Source
 from wsi_pipeline.process import cpu_count
 from wsi_pipeline.publishing import printable, staged, sync_files
 from wsi_pipeline.pyramid import Pyramid
-from wsi_pipeline.slide import Slide, SlideInfo
+from wsi_pipeline.slide import Slide
 from wsi_pipeline.tiling.blocks import fill_block
 from wsi_pipeline.tiling.halving import halve
+from wsi_pipeline.tiling.planning import (
+    base_downsample,
+    check_room,
+    forecast_bytes,
+    gigabytes,
+    plan_tiling,
+)
 from wsi_pipeline.tiling.sources import CopiedSource, LevelSource, SlideSource
 from wsi_pipeline.tiling.sources import Source as BlockSource
 
-__all__ = ["base_downsample", "halve", "plan_layout", "tile_slide"]
+__all__ = ["base_downsample", "halve", "plan_tiling", "tile_slide"]
 
 Progress = Callable[[int, int], None]
-_CHUNK_PX, _LARGEST_CHUNK_PX = 512, 2048
+_log = logging.getLogger(__name__)
 
 
 def tile_slide(
@@ -68,20 +75,20 @@ def tile_slide(
     SlideError
         If a block cannot be read.
     ExportError
-        If the folder cannot be written.
+        If the folder cannot be written, or the disk is too small for the forecast.
 
     Notes
     -----
-    Memory: workers x 3 x block (150 MB each at 4096 px): the block, its reductions
-    (a third) and the encoder's copy. Each task reads its pixels in pieces of 2048 px
-    and writes whole shards, so the size of the slide does not matter. The bytes do not
-    depend on the scheduler or the number of workers.
+    Logs the size to expect, and what could not be done as asked.
+    Memory: workers x 20 MB (60 MB where the slide is read through OpenSlide), kept by
+    going chunk by chunk, depth first; the size of the slide does not matter. Whole
+    shards are written, past the page cache. The bytes do not depend on the scheduler
+    or the number of workers.
     """
     options = options or TileOptions()
     info = slide.info
-    target = base_mpp if options.target_mpp is None else options.target_mpp
-    base = base_downsample(info.scale.mean, None if target == "native" else target)
-    layout = plan_layout(info, base, options)
+    plan = plan_tiling(info, options, base_mpp)
+    layout = plan.layout
     source = Source(
         printable(info.path.name),
         info.size_px,
@@ -90,7 +97,12 @@ def tile_slide(
         info.bounds,
     )
     with staged(path) as temporary:
-        pyramid = Pyramid.create(temporary, source, base, layout)
+        needed = forecast_bytes(slide, plan)
+        _log.info("%s: takes about %s", source.name, gigabytes(needed))
+        if plan.note:
+            _log.warning("%s: %s", source.name, plan.note)
+        check_room(temporary, needed)
+        pyramid = Pyramid.create(temporary, source, plan.base, layout)
         rounds = list(_rounds(pyramid, layout))
         total = sum(len(blocks) for _, blocks in rounds)
         ended = itertools.count(1)
@@ -103,64 +115,6 @@ def tile_slide(
             task = _Task(slide if first == 0 else None, pyramid, layout, first)
             _run(task, blocks, options.workers or cpu_count(), client, tick)
     return Pyramid(path)
-
-
-def base_downsample(mpp: float, target_mpp: float | None) -> int:
-    """Largest power of two that leaves the base not coarser than the target.
-
-    Parameters
-    ----------
-    mpp : float
-        um/px of the slide's level 0.
-    target_mpp : float or None
-        um/px wanted; 1 % coarser still passes, as scanners round. None keeps level 0.
-    """
-    if target_mpp is None:
-        return 1
-    base = 1
-    while mpp * base * 2 <= target_mpp * 1.01:
-        base *= 2
-    return base
-
-
-def plan_layout(info: SlideInfo, base: int, options: TileOptions) -> Layout:
-    """Chunks, shards and codecs for a slide.
-
-    Parameters
-    ----------
-    info : SlideInfo
-        The slide's facts: chunks are whole tiles of it, so that each is decoded once.
-    base : int
-        Level-0 pixels per pixel of the pyramid's base.
-    options : TileOptions
-        What was asked for.
-    """
-    if options.ome_zarr == "0.4":
-        return Layout("0.4", 1024, _block(1024, options), BloscLz4())
-    if options.codec == "zstd":
-        chunk = options.chunk_px or _whole_tiles(info.tile_px)
-        return Layout("0.5", chunk, _block(chunk, options), Zstd(options.zstd_level))
-    jpeg = Jpeg(options.jpeg_quality)
-    tiles = info.jpeg if base == 1 else None
-    if tiles and options.chunk_px in (None, tiles.side_px):
-        copied = Jpeg(options.jpeg_quality, tiles.colour, tiles.tables)
-        block = _block(tiles.side_px, options)
-        return Layout("0.5", tiles.side_px, block, jpeg, copied)
-    chunk = options.chunk_px or _whole_tiles(info.tile_px)
-    return Layout("0.5", chunk, _block(chunk, options), jpeg)
-
-
-def _whole_tiles(tile_px: tuple[int, int]) -> int:
-    """Side of a chunk: whole tiles, about 512 px; 512 where tiles are no help."""
-    w, h = tile_px
-    if w != h or w % 2 or w > _LARGEST_CHUNK_PX or w % _CHUNK_PX == 0:
-        return _CHUNK_PX
-    return w * max(1, _CHUNK_PX // w)
-
-
-def _block(chunk_px: int, options: TileOptions) -> int:
-    """Largest power of two times a chunk within `block_px`; one chunk at least."""
-    return chunk_px << max(0, (options.block_px // chunk_px).bit_length() - 1)
 
 
 def _rounds(pyramid: Pyramid, layout: Layout) -> Iterator[tuple[int, list[Box]]]:
