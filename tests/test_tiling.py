@@ -1,4 +1,5 @@
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,14 @@ from hypothesis import strategies as st
 from ome_zarr_models.v05 import Image
 
 from tests.slides import NumberSlide
-from wsi_pipeline.cluster import local_client
+from wsi_pipeline import cluster, tiling
+from wsi_pipeline.cluster import client_of, local_client
 from wsi_pipeline.config import TileOptions
-from wsi_pipeline.errors import ExportError, PyramidError, SlideError
+from wsi_pipeline.errors import ConfigError, ExportError, PyramidError, SlideError
 from wsi_pipeline.geometry import Box
-from wsi_pipeline.pyramid import open_pyramid
-from wsi_pipeline.tiling import base_downsample, halve, tile_slide
+from wsi_pipeline.ngff import Source
+from wsi_pipeline.pyramid import Pyramid, open_pyramid
+from wsi_pipeline.tiling import base_downsample, halve, plan_tiling, tile_slide
 
 SMALL = TileOptions(block_px=1024, chunk_px=256, workers=2)
 
@@ -160,3 +163,75 @@ def test_read_at_a_scale_resamples_and_pads_with_white(tmp_path):
     )
     assert pyramid.read(Box(0, 0, 159, 159), 0.62, (128, 128)).shape == (3, 128, 128)
     assert (pyramid.read(Box(2000, 2000, 64, 64), 1.0) == 255).all()
+
+
+def test_an_existing_dask_cluster_does_the_same_work(tmp_path):
+    slide = NumberSlide.of(2600, 1900)
+    threads = tile_slide(slide, tmp_path / "threads.zarr", SMALL)
+    with local_client(1) as running:
+        address = TileOptions(scheduler=running.scheduler.address).scheduler
+        with client_of(address) as client:
+            there = tile_slide(slide, tmp_path / "there.zarr", SMALL, client=client)
+    assert digest(threads.path) == digest(there.path)
+
+
+def test_a_scheduler_that_does_not_answer_is_named(monkeypatch):
+    monkeypatch.setattr(cluster, "_PATIENCE_S", 1)
+    with (
+        pytest.raises(ConfigError, match=r"no Dask scheduler answers at tcp://127"),
+        client_of("tcp://127.0.0.1:9"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("wrong", ["thread", "127.0.0.1:8786", "tcp://", "file:///x"])
+def test_a_scheduler_is_threads_processes_or_an_address(wrong):
+    with pytest.raises(ConfigError, match="scheduler"):
+        TileOptions(scheduler=wrong)
+
+
+def test_16_gigapixels_take_fewer_than_20_000_tasks(tmp_path):
+    info = NumberSlide.of(128_000, 128_000).info
+    options = TileOptions(target_mpp="native")
+    layout = plan_tiling(info, options).layout
+    source = Source("16 GP", info.size_px, info.scale, "test", info.box)
+    pyramid = Pyramid.create(tmp_path / "a.zarr", source, 1, layout)
+    tasks = sum(len(blocks) for _, blocks in tiling._rounds(pyramid, layout))
+    assert tasks == 32 * 32 + 2 * 2 + 1
+
+
+def test_a_chunk_is_whole_tiles_of_the_slide():
+    found = {}
+    for tile in [(256, 256), (240, 240), (512, 512), (1000, 1000), (1024, 1024),
+                 (256, 512), (3000, 16)]:  # fmt: skip
+        info = replace(NumberSlide.of(5000, 5000).info, tile_px=tile)
+        layout = plan_tiling(info, TileOptions()).layout
+        found[tile] = (layout.chunk_px, layout.block_px)
+    assert found == {
+        (256, 256): (512, 4096),
+        (240, 240): (480, 3840),
+        (512, 512): (512, 4096),
+        (1000, 1000): (1000, 4000),
+        (1024, 1024): (512, 4096),
+        (256, 512): (512, 4096),
+        (3000, 16): (512, 4096),
+    }
+
+
+@pytest.mark.parametrize("base", [1, 4])
+def test_each_tile_is_read_once(tmp_path, base):
+    """Reads that overlap would decode a tile twice."""
+    seen = np.zeros((3000, 4000), int)
+
+    class Counting(NumberSlide):
+        def read_planes(self, box: Box, level: int = 0) -> np.ndarray:
+            seen[box.rows, box.columns] += 1
+            return super().read_planes(box, level)
+
+    info = replace(NumberSlide.of(4000, 3000).info, tile_px=(240, 240), read_px=480)
+    options = TileOptions(block_px=1024, workers=1, target_mpp=0.5 * base)
+    monkey = pytest.MonkeyPatch()
+    with monkey.context() as patch:
+        patch.setattr(tiling, "forecast_bytes", lambda *_: 0)  # it reads a few more
+        tile_slide(Counting(info), tmp_path / "a.zarr", options)
+    assert seen.min() == seen.max() == 1

@@ -100,11 +100,15 @@ class TiffHandle:
         ]
 
     def stored_bytes(self, box: Box) -> int:
-        """Bytes of the tiles of level 0 under a box inside it."""
-        return sum(
-            int(plane.counts[[index for index, _, _ in _tiles(plane, box)]].sum())
-            for plane in self._layout.levels[0]
-        )
+        """Bytes of the tiles of level 0 under a box, each by the share it covers."""
+        total = 0.0
+        for plane in self._layout.levels[0]:
+            columns, rows = plane.across
+            across = _shares(box.x, box.right, plane.tile_px[0], plane.size_px[0])
+            down = _shares(box.y, box.bottom, plane.tile_px[1], plane.size_px[1])
+            for counts in plane.counts.reshape(-1, rows, columns):
+                total += float(down @ counts @ across)
+        return round(total)
 
     def _fetch(self, plane: Plane, indices: list[int]) -> list[bytes | None]:
         """Bytes of tiles; None where nothing was scanned."""
@@ -118,6 +122,15 @@ class TiffHandle:
         if len(data) != count:
             raise OSError(f"tile {index} is cut short")
         return data
+
+
+def _shares(start: int, stop: int, tile_px: int, size_px: int) -> NDArray[np.float64]:
+    """How much of each tile along an axis lies in [start, stop), 0 to 1."""
+    left = np.arange(0, size_px, tile_px)
+    right = np.minimum(left + tile_px, size_px)
+    inside = np.minimum(right, stop) - np.maximum(left, start)
+    shares: NDArray[np.float64] = inside.clip(0) / (right - left)
+    return shares
 
 
 def _tiles(plane: Plane, box: Box) -> list[tuple[int, int, Box]]:
