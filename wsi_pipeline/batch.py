@@ -19,7 +19,8 @@ from wsi_pipeline.errors import (
     WsiError,
 )
 from wsi_pipeline.models.cards import ModelFolder
-from wsi_pipeline.pipeline import check_config, final_key, model_facts, run_slide
+from wsi_pipeline.pipeline import final_key, model_facts, run_slide
+from wsi_pipeline.preflight import check_config
 from wsi_pipeline.publishing import (
     list_files,
     make_folder,

@@ -9,11 +9,8 @@ from typing import Any
 
 import orjson
 
-from wsi_pipeline import stages
 from wsi_pipeline.config import Options, RunConfig
 from wsi_pipeline.errors import ConfigError, RegionError
-from wsi_pipeline.exporters import EXPORTERS
-from wsi_pipeline.models.budget import resolve_device
 from wsi_pipeline.models.cards import ModelFolder
 from wsi_pipeline.process import peak_resident_bytes, reset_peak
 from wsi_pipeline.publishing import STAGING, remove, sha256_file
@@ -25,17 +22,9 @@ from wsi_pipeline.results import (
     checksums,
     size_of,
 )
-from wsi_pipeline.stages import Progress, SlideJob, SlideRun
+from wsi_pipeline.stages import STAGES, Progress, SlideJob, SlideRun
 
-STAGES = ("tile", "tissue", "select", "segment", "stitch", "export")
-_ACTS = {
-    "tile": stages.publish_tile,
-    "tissue": stages.publish_tissue,
-    "select": stages.publish_select,
-    "segment": stages.publish_segment,
-    "stitch": stages.publish_stitch,
-    "export": stages.publish_export,
-}
+VERBS = STAGES.names()
 # Options that change speed and memory but not results.
 _FREE = {"workers", "scheduler", "gpu_memory", "memory", "device"}
 _COARSE_FACTOR = 1.25  # a slide this much coarser than its model is judged "degraded"
@@ -78,7 +67,7 @@ def run_slide(
     run = SlideRun(folder, config_of(job, config), model, job, progress)
     for leftover in (folder.path, folder.pyramid / "labels"):
         remove(leftover / STAGING)  # of a run that was killed
-    for verb in STAGES:
+    for verb in VERBS:
         run_stage(verb, run)
     remove(folder.path / "error.txt")
     return publish_manifest(run)
@@ -93,7 +82,7 @@ def publish_manifest(run: SlideRun) -> Manifest:
         If a stage has not been published.
     """
     model = run.need_model()
-    records = _chain(run, STAGES)
+    records = _chain(run, VERBS)
     status, reason = _judge(records, model)
     manifest = Manifest(
         run.folder.slide_id,
@@ -112,23 +101,6 @@ def publish_manifest(run: SlideRun) -> Manifest:
     return manifest
 
 
-def check_config(config: RunConfig) -> None:
-    """Refuse, before any slide is touched, what no slide could be run with.
-
-    Raises
-    ------
-    ConfigError
-        If the device or the tissue mask is not there.
-    UnknownNameError
-        If there is no such export format.
-    """
-    for options in (config.select, config.segment):
-        resolve_device(options.device)
-    EXPORTERS.load(config.export.format)
-    if config.tissue.mask is not None and not config.tissue.mask.is_file():
-        raise ConfigError(f"{config.tissue.mask}: no such file for --tissue-mask")
-
-
 def config_of(job: SlideJob, config: RunConfig) -> RunConfig:
     """The config with what the samplesheet says about this slide."""
     if job.tissue is not None:
@@ -144,8 +116,8 @@ def run_stage(verb: str, run: SlideRun) -> StageRecord:
     RegionError
         If the stage before it has not been published.
     """
-    if verb != STAGES[0]:
-        before = STAGES[: STAGES.index(verb)]
+    if verb != VERBS[0]:
+        before = VERBS[: VERBS.index(verb)]
         upstream = _chain(run, before)[before[-1]].key
     elif run.job is None:
         raise ConfigError("tiling needs a slide")
@@ -156,10 +128,10 @@ def run_stage(verb: str, run: SlideRun) -> StageRecord:
     if record and record.key == key and _is_published(run, record):
         return record
     run.folder.prepare()
-    run.folder.withdraw(STAGES[STAGES.index(verb) :])
+    run.folder.withdraw(VERBS[VERBS.index(verb) :])
     reset_peak()
     start = time.perf_counter()
-    outputs, facts = _ACTS[verb](run)
+    outputs, facts = STAGES.load(verb)(run)
     record = StageRecord(
         verb,
         key,
@@ -230,7 +202,7 @@ def final_key(job: SlideJob, model: ModelFolder, config: RunConfig) -> str:
     """Key that the manifest of a finished slide must hold to be used again."""
     config = config_of(job, config)
     key = fingerprint(job, config)
-    for verb in STAGES:
+    for verb in VERBS:
         key = stage_key(verb, key, config, model)
     return key
 

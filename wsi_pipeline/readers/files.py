@@ -4,6 +4,7 @@ import configparser
 from pathlib import Path
 
 from wsi_pipeline.errors import NotASlideError, SlideError
+from wsi_pipeline.places import Place, opened
 
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 TIFF_EXTENSIONS = (".svs", ".tif", ".tiff", ".ndpi", ".scn", ".bif", ".btf", ".qptiff")
@@ -19,7 +20,7 @@ LFS_POINTER = b"version https://git-lfs"
 _COPY = "copy it again from the scanner"
 
 
-def first_bytes(path: Path) -> bytes:
+def first_bytes(path: Place) -> bytes:
     """The first 512 bytes of an existing, readable, non-empty file.
 
     Raises
@@ -27,6 +28,19 @@ def first_bytes(path: Path) -> bytes:
     SlideError
         If there is no such file, it is a folder, empty, or not readable.
     """
+    head = _local_head(path) if isinstance(path, Path) else _remote_head(path)
+    if not head:
+        raise SlideError(f"{path.name}: is empty (0 bytes); {_COPY}")
+    return head
+
+
+def _remote_head(place: Place) -> bytes:
+    with opened(place) as file:
+        head: bytes = file.read(512)
+        return head
+
+
+def _local_head(path: Path) -> bytes:
     if not path.exists():
         what = "is a link to a file that is gone" if path.is_symlink() else "not found"
         raise SlideError(f"{path.name}: {what}; check the path {path}")
@@ -36,7 +50,7 @@ def first_bytes(path: Path) -> bytes:
         raise SlideError(f"{path.name}: is a device or pipe, not a file; name the file")
     try:
         with path.open("rb") as file:
-            head = file.read(512)
+            return file.read(512)
     except PermissionError as error:
         raise SlideError(
             f"{path.name}: may not be read by this user; change its permissions"
@@ -45,12 +59,9 @@ def first_bytes(path: Path) -> bytes:
         raise SlideError(
             f"{path.name}: cannot be read ({error.strerror}); check the disk"
         ) from error
-    if not head:
-        raise SlideError(f"{path.name}: is empty (0 bytes); {_COPY}")
-    return head
 
 
-def check_file(path: Path) -> bytes:
+def check_file(path: Place) -> bytes:
     """Refuse what is no slide by its first bytes; returns them.
 
     Raises
@@ -69,7 +80,7 @@ def check_file(path: Path) -> bytes:
     for magic, kind in PICTURES.items():
         if head.startswith(magic):
             raise NotASlideError(f"{path.name}: is a {kind}, not a slide; leave it out")
-    if path.suffix.lower() == ".mrxs":
+    if path.suffix.lower() == ".mrxs" and isinstance(path, Path):
         _check_mirax(path)
     elif head.startswith(b"\xff\xd8\xff") and path.suffix.lower() not in (".vms",):
         raise NotASlideError(
@@ -78,12 +89,12 @@ def check_file(path: Path) -> bytes:
     return head
 
 
-def check_extension(path: Path, head: bytes) -> None:
+def check_extension(path: Place, head: bytes) -> None:
     """Refuse a file that is named like a TIFF or DICOM and does not begin like one.
 
     Parameters
     ----------
-    path : Path
+    path : Path or UPath
         A file that does not begin like a TIFF.
     head : bytes
         Its first bytes.

@@ -5,9 +5,9 @@ Structure only: what is no 8-bit RGB brightfield image is refused here by name.
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from wsi_pipeline.errors import NotASlideError, SlideError
+from wsi_pipeline.places import Place, opened
 from wsi_pipeline.readers.base import MAX_SEGMENT_BYTES, PARSER_ERRORS, plain
 from wsi_pipeline.slide import JpegTiles
 
@@ -90,6 +91,8 @@ class Layout:
         XResolution, YResolution and ResolutionUnit of level 0.
     alpha : int or None
         1 premultiplied, 2 straight alpha as the fourth sample.
+    software : str
+        Name of the program that wrote it.
     """
 
     levels: tuple[tuple[Plane, ...], ...]
@@ -100,9 +103,17 @@ class Layout:
     description: str
     resolution: tuple[float, float, int]
     alpha: int | None
+    software: str
+
+    @property
+    def has_holes(self) -> bool:
+        """Whether a level above 0 has tiles without bytes."""
+        return any(
+            np.any(p.counts == 0) for planes in self.levels[1:] for p in planes
+        )
 
 
-def read_layout(path: Path) -> Layout:
+def read_layout(path: Place) -> Layout:
     """Parse a TIFF and check that it holds a whole 8-bit colour image.
 
     Raises
@@ -113,7 +124,7 @@ def read_layout(path: Path) -> Layout:
         If the file is damaged or cut short.
     """
     try:
-        with tifffile.TiffFile(path) as file:
+        with _parsed(path) as file:
             if not file.pages:
                 raise SlideError(
                     f"{path.name}: is cut short or damaged: it has no table of "
@@ -126,33 +137,38 @@ def read_layout(path: Path) -> Layout:
         raise _damaged(path, error) from error
 
 
-def _damaged(path: Path, error: Exception) -> SlideError:
+@contextmanager
+def _parsed(path: Place) -> Iterator[tifffile.TiffFile]:
+    with opened(path) as source, tifffile.TiffFile(source) as file:
+        yield file
+
+
+def _damaged(path: Place, error: Exception) -> SlideError:
     """The parser's own words help only where it means them for people."""
     known = isinstance(error, tifffile.TiffFileError)
     why = f" ({plain(error)})" if known else ""
     return SlideError(f"{path.name}: is a damaged TIFF{why}; {_COPY}")
 
 
-def first_codes(path: Path) -> tuple[int, int]:
+def first_codes(path: Place) -> tuple[int, int]:
     """Compression and photometric codes of a TIFF's first image; (0, -1) if damaged."""
     try:
-        with tifffile.TiffFile(path) as file:
+        with _parsed(path) as file:
             page = file.pages.first
             return int(page.compression), int(page.photometric)
     except PARSER_ERRORS:
         return 0, -1
 
 
-def has_holes(path: Path) -> bool:
+def has_holes(path: Place) -> bool:
     """Whether a level above 0 has tiles without bytes; False if it cannot be parsed."""
     try:
-        levels = read_layout(path).levels[1:]
+        return read_layout(path).has_holes
     except SlideError:
         return False
-    return any(np.any(p.counts == 0) for planes in levels for p in planes)
 
 
-def check_whole(path: Path) -> None:
+def check_whole(path: Place) -> None:
     """Refuse a TIFF whose directories point behind its end.
 
     Raises
@@ -160,9 +176,9 @@ def check_whole(path: Path) -> None:
     SlideError
         If any image's bytes lie behind the end: the copy was cut short.
     """
-    size = path.stat().st_size
     try:
-        with tifffile.TiffFile(path) as file:
+        with _parsed(path) as file:
+            size = file.filehandle.size
             ends = [
                 int(np.max(np.add(page.dataoffsets, page.databytecounts)))
                 for page in file.pages
@@ -177,7 +193,7 @@ def check_whole(path: Path) -> None:
         )
 
 
-def _layout(path: Path, file: Any) -> Layout:  # Any: tifffile's types are not exported
+def _layout(path: Place, file: Any) -> Layout:  # Any: tifffile's types are not exported
     series = file.series[0]
     page = series.levels[0].keyframe
     _check_kind(path.name, series, page)
@@ -194,6 +210,7 @@ def _layout(path: Path, file: Any) -> Layout:  # Any: tifffile's types are not e
         str(page.description),
         (float(x), float(y), int(page.resolutionunit)),
         _alpha(page),
+        str(page.software),
     )
 
 
@@ -284,7 +301,7 @@ def _channel_names(series: Any) -> tuple[str, ...]:
     return tuple(m[1][:20] for m in found if m)
 
 
-def _plane(path: Path, page: Any) -> Plane:
+def _plane(path: Place, page: Any) -> Plane:
     w, h = int(page.imagewidth), int(page.imagelength)
     if page.is_tiled:
         tile = int(page.tilewidth), int(page.tilelength)
@@ -308,7 +325,7 @@ def _plane(path: Path, page: Any) -> Plane:
         page.jpegtables,
         _jpeg_tiles(page),
     )
-    _check_extent(path, plane)
+    _check_extent(path, plane, page.parent.filehandle.size)
     return plane
 
 
@@ -324,7 +341,7 @@ def _jpeg_tiles(page: Any) -> JpegTiles | None:
     return JpegTiles(side, "RGB" if unsaid else None, page.jpegtables)
 
 
-def _decoder(path: Path, page: Any) -> Decoder:
+def _decoder(path: Place, page: Any) -> Decoder:
     """The decoder of a directory, which must know the compression."""
     decode: Decoder = page.decode
     try:
@@ -337,8 +354,8 @@ def _decoder(path: Path, page: Any) -> Decoder:
     return decode
 
 
-def _check_extent(path: Path, plane: Plane) -> None:
-    """Every tile has a byte range, inside the file."""
+def _check_extent(path: Place, plane: Plane, size: int) -> None:
+    """Every tile has a byte range, inside the file of so many bytes."""
     columns, rows = plane.across
     wanted = columns * rows * (plane.samples if plane.planar else 1)
     if len(plane.offsets) != wanted or len(plane.counts) != wanted:
@@ -346,7 +363,6 @@ def _check_extent(path: Path, plane: Plane) -> None:
             f"{path.name}: lists {min(len(plane.offsets), len(plane.counts))} image "
             f"tiles where {wanted} belong; the file is damaged: {_COPY}"
         )
-    size = path.stat().st_size
     ends = np.where(plane.counts > 0, plane.offsets + plane.counts, 0)
     if int(ends.max()) > size or int(plane.counts.min()) < 0:
         raise SlideError(

@@ -1,0 +1,109 @@
+"""Each act applied to a slide's folder: read one artefact, publish the next."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wsi_pipeline.config import RunConfig
+from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.models.cards import ModelFolder
+from wsi_pipeline.readers import open_slide
+from wsi_pipeline.registry import Registry
+from wsi_pipeline.results import SlideFolder
+from wsi_pipeline.slide import Slide
+
+Progress = Callable[[str, int, int], None]
+"""Called with (stage, done, total)."""
+Published = tuple[list[Path], dict[str, Any]]
+"""What a stage wrote, and the facts for its record (JSON values)."""
+
+
+STAGES = Registry(
+    "stage",
+    {
+        name: f"wsi_pipeline.stages.{name}:publish"
+        for name in ("tile", "tissue", "select", "segment", "stitch", "export")
+    },
+)
+"""In their order; loaded one by one, since some need torch and others do not."""
+
+
+@dataclass(frozen=True)
+class SlideJob:
+    """One slide to work on.
+
+    Parameters
+    ----------
+    slide_id : str
+        Name of its results folder, ``[A-Za-z0-9._-]``.
+    path : Path
+        The slide.
+    mpp : float, optional
+        um/px of level 0 from the samplesheet.
+    tissue : Path, optional
+        The user's tissue mask for this slide.
+    """
+
+    slide_id: str
+    path: Path
+    mpp: float | None = None
+    tissue: Path | None = None
+
+    def open(self, config: RunConfig) -> Slide:
+        """Open the slide with the scale from the samplesheet or the config.
+
+        Raises
+        ------
+        SlideError
+            If it cannot be opened; MissingScaleError if nobody knows its scale.
+        """
+        if self.mpp is not None:
+            return open_slide(self.path, mpp=self.mpp, mpp_source="samplesheet")
+        return open_slide(self.path, mpp=config.mpp, mpp_source="--mpp")
+
+
+@dataclass(frozen=True)
+class SlideRun:
+    """A slide's folder with all that its stages need.
+
+    Parameters
+    ----------
+    folder : SlideFolder
+        Where results go.
+    config : RunConfig
+        Options of all acts.
+    model : ModelFolder or None
+        Needed from "tissue" on.
+    job : SlideJob or None
+        Needed by "tile" only.
+    progress : callable, optional
+        Called with (stage, done, total).
+    """
+
+    folder: SlideFolder
+    config: RunConfig
+    model: ModelFolder | None = None
+    job: SlideJob | None = None
+    progress: Progress | None = None
+
+    def ticker(self, stage: str) -> Callable[[int, int], None]:
+        """Progress of one stage."""
+
+        def tick(done: int, total: int) -> None:
+            if self.progress:
+                self.progress(stage, done, total)
+
+        return tick
+
+    def need_model(self) -> ModelFolder:
+        """The model.
+
+        Raises
+        ------
+        ConfigError
+            If none was given.
+        """
+        if self.model is None:
+            raise ConfigError("this stage needs --model")
+        return self.model

@@ -1,0 +1,61 @@
+"""The stage "stitch" of a slide's folder."""
+
+from typing import Any
+
+from wsi_pipeline.classes import COARSELY, IN_DETAIL, NO_TISSUE, SKIPPED
+from wsi_pipeline.models.cards import OWN_LABELS
+from wsi_pipeline.pictures import overlay, publish_picture
+from wsi_pipeline.publishing import remove
+from wsi_pipeline.pyramid import MaskPyramid, Pyramid
+from wsi_pipeline.regions import RegionStore, Tissue
+from wsi_pipeline.stages import Published, SlideRun
+from wsi_pipeline.stitching import stitch_masks
+
+
+def publish(run: SlideRun) -> Published:
+    """predictions.zarr -> labels/<model>, labels/coverage and overlay.png."""
+    folder, model = run.folder, run.need_model()
+    pyramid = Pyramid(folder.pyramid)
+    tissue = Tissue.load(folder.tissue)
+    name = model.card.name
+    masks = stitch_masks(
+        pyramid,
+        RegionStore(folder.predictions),
+        tissue,
+        model.card.mask_classes,
+        folder.label(name),
+        folder.label("coverage"),
+        run.config.stitch,
+        confidence_path=folder.label("confidence"),
+        facts={"model": name, "segmenter_sha256": model.card.segmenter.sha256},
+        progress=run.ticker("stitch"),
+    )
+    for label in pyramid.labels_path.iterdir():
+        if label.is_dir() and label.name not in (name, *OWN_LABELS):
+            remove(label)  # of another model
+    pyramid.publish_labels_list()
+    publish_picture(folder.overlay, overlay(pyramid, masks))
+    facts = _areas(masks) | _shares(pyramid.masks("coverage"))
+    labels = [folder.label(label) for label in (name, "coverage", "confidence")]
+    return [*labels, folder.overlay], facts
+
+
+def _areas(masks: MaskPyramid) -> dict[str, Any]:
+    """Area per class in mm2, and pixels per value."""
+    pixels = masks.count_pixels()
+    areas = {
+        c.name: pixels.get(c.value, 0) * masks.scale.area_um2 / 1e6
+        for c in masks.classes
+    }
+    return {"area_mm2": areas, "pixels": {str(k): v for k, v in pixels.items()}}
+
+
+def _shares(coverage: MaskPyramid) -> dict[str, Any]:
+    """Share of the tissue that was segmented, by how."""
+    pixels = coverage.count_pixels()
+    tissue = sum(v for k, v in pixels.items() if k != NO_TISSUE)
+    names = {"in_detail": IN_DETAIL, "coarsely": COARSELY, "skipped": SKIPPED}
+    return {
+        f"share_{name}": pixels.get(value, 0) / tissue if tissue else 0.0
+        for name, value in names.items()
+    }

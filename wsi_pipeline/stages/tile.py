@@ -1,0 +1,44 @@
+"""The stage "tile" of a slide's folder."""
+
+from wsi_pipeline.cluster import client_of
+from wsi_pipeline.errors import ConfigError, SlideError
+from wsi_pipeline.pictures import publish_picture, thumbnail
+from wsi_pipeline.stages import Published, SlideRun
+from wsi_pipeline.tiling import tile_slide
+
+_TOO_COARSE = 8  # a slide this many times coarser than its model is refused
+
+
+def publish(run: SlideRun) -> Published:
+    """Slide -> slide.ome.zarr and thumbnail.png."""
+    if run.job is None:
+        raise ConfigError("tiling needs a slide")
+    folder, options = run.folder, run.config.tile
+    base_mpp = run.model.card.finest_mpp if run.model else None
+    with run.job.open(run.config) as slide:
+        info = slide.info
+        if base_mpp and info.scale.mean > base_mpp * _TOO_COARSE:
+            raise SlideError(
+                f"{info.path.name}: has {info.scale.mean:.3g} um/px, the model needs "
+                f"{base_mpp:.3g}; there is not enough detail to go by"
+            )
+        with client_of(options.scheduler, options.workers) as client:
+            pyramid = tile_slide(
+                slide,
+                folder.pyramid,
+                options,
+                base_mpp=base_mpp,
+                client=client,
+                progress=run.ticker("tile"),
+            )
+    publish_picture(folder.thumbnail, thumbnail(pyramid))
+    facts = {
+        **pyramid.source.to_json(),
+        "backend": info.backend,
+        "vendor": info.vendor,
+        "compression": info.compression,
+        "base_downsample": int(pyramid.levels[0].downsample),
+        "levels": len(pyramid.levels),
+        "warnings": list(info.warnings),
+    }
+    return [folder.pyramid, folder.thumbnail], facts

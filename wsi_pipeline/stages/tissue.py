@@ -1,0 +1,30 @@
+"""The stage "tissue" of a slide's folder."""
+
+from typing import Any
+
+from wsi_pipeline.publishing import sha256_file, staged
+from wsi_pipeline.pyramid import Pyramid
+from wsi_pipeline.stages import Published, SlideRun
+from wsi_pipeline.tissue import find_tissue, label_tissue, lay_patches
+
+
+def publish(run: SlideRun) -> Published:
+    """Pyramid -> tissue.png, labels/tissue and patches.parquet."""
+    folder, options = run.folder, run.config.tissue
+    part = run.need_model().card.selector
+    pyramid = Pyramid(folder.pyramid)
+    tissue = find_tissue(pyramid, options)
+    grid = lay_patches(tissue, pyramid.source.size_px, part.patch_px, part.mpp, options)
+    with staged(folder.tissue) as path:
+        tissue.save(path)
+    label_tissue(pyramid, tissue, folder.label("tissue"))
+    pyramid.publish_labels_list()
+    with staged(folder.patches) as path:
+        grid.save(path)
+    facts: dict[str, Any] = {
+        "tissue_mm2": tissue.area_um2 / 1e6,
+        "patches": len(grid),
+    }
+    if options.mask is not None:
+        facts["mask_sha256"] = sha256_file(options.mask)
+    return [folder.tissue, folder.label("tissue"), folder.patches], facts
