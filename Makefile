@@ -1,15 +1,17 @@
 # make demo: everything from a fresh machine with Python 3.12 to masks and a report
 # make test: lint, types, import contracts, tests; make test-slow: the long sweeps
 # make check: lint, types, contracts only; make bench: ratios against floors
+# make bench-tile: the tiler against its floors and other converters, 15 minutes
 
 PYTHON ?= $(shell command -v python3.12 || command -v python3)
 VENV ?= .venv
 BIN = $(VENV)/bin
+PEERS = .venv-peers
 DONE = $(VENV)/.installed-$(EXTRAS)
 EXTRAS ?= dev
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: setup demo test test-slow check bench clean
+.PHONY: setup demo test test-slow check bench bench-tile clean
 
 setup: $(DONE)
 
@@ -39,5 +41,15 @@ bench: $(DONE)
 	$(BIN)/python tests/benchmarks/tile_memory.py
 	$(BIN)/python tests/benchmarks/pipeline_time.py
 
+# peers live apart, so that their dependencies cannot disturb ours
+$(PEERS)/.installed:
+	"$(PYTHON)" -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet pyvips==3.2.0 pyvips-binary==8.18.7 \
+	  ngff-zarr==0.50.0 tifffile imagecodecs 'dask[distributed]'
+	touch $@
+
+bench-tile: $(DONE) $(PEERS)/.installed
+	$(BIN)/python tests/benchmarks/tile_speed.py
+
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) $(PEERS) demo

@@ -3,20 +3,23 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import orjson
 import pytest
 import zarr
 from hypothesis import given
 from hypothesis import strategies as st
+from ome_zarr_models.v04 import Image as ImageV04
 from ome_zarr_models.v05 import Image
 
 from tests.slides import NumberSlide
 from wsi_pipeline import cluster, tiling
+from wsi_pipeline.classes import MaskClass
 from wsi_pipeline.cluster import client_of, local_client
 from wsi_pipeline.config import TileOptions
 from wsi_pipeline.errors import ConfigError, ExportError, PyramidError, SlideError
 from wsi_pipeline.geometry import Box
 from wsi_pipeline.ngff import Source
-from wsi_pipeline.pyramid import Pyramid, open_pyramid
+from wsi_pipeline.pyramid import MaskPyramid, Pyramid, open_pyramid
 from wsi_pipeline.tiling import base_downsample, halve, plan_tiling, tile_slide
 
 SMALL = TileOptions(block_px=1024, chunk_px=256, workers=2)
@@ -235,3 +238,70 @@ def test_each_tile_is_read_once(tmp_path, base):
         patch.setattr(tiling, "forecast_bytes", lambda *_: 0)  # it reads a few more
         tile_slide(Counting(info), tmp_path / "a.zarr", options)
     assert seen.min() == seen.max() == 1
+
+
+V04 = TileOptions(ome_zarr="0.4", block_px=2048, workers=2, target_mpp="native")
+
+
+def test_ome_zarr_04_is_what_its_readers_know(tmp_path):
+    """Zarr v2, nested keys, Blosc-lz4, a colour per chunk: what Java readers know."""
+    slide = NumberSlide.of(2500, 1300)
+    pyramid = tile_slide(slide, tmp_path / "a.zarr", V04)
+    image = ImageV04.from_zarr(zarr.open_group(pyramid.path, mode="r", zarr_format=2))
+    assert len(image.attributes.multiscales[0].datasets) == len(pyramid.levels) == 4
+    array = orjson.loads((pyramid.path / "0" / ".zarray").read_bytes())
+    assert array["chunks"] == [1, 1024, 1024]
+    assert array["dimension_separator"] == "/"
+    assert array["compressor"]["id"] == "blosc"
+    assert array["compressor"]["cname"] == "lz4"
+    chunks = {p.relative_to(pyramid.path / "0") for p in pyramid.path.glob("0/?/?/?")}
+    assert len(chunks) == 3 * 2 * 3
+    xml = (pyramid.path / "OME" / "METADATA.ome.xml").read_text()
+    assert 'SizeX="2500"' in xml
+    assert 'PhysicalSizeX="0.5"' in xml
+    expected = slide.read(slide.info.box)
+    for index, level in enumerate(pyramid.levels):
+        found = pyramid.read_level(level.box, index).transpose(1, 2, 0)
+        np.testing.assert_array_equal(found, expected)
+        expected = plain_halve(expected)
+
+
+def test_a_lost_chunk_of_ome_zarr_04_raises(tmp_path):
+    pyramid = tile_slide(NumberSlide.of(2500, 1300), tmp_path / "a.zarr", V04)
+    (pyramid.path / "0" / "1" / "0" / "1").unlink()
+    with pytest.raises(PyramidError, match="damaged"):
+        pyramid.read_level(Box(1100, 0, 100, 100), 0)
+
+
+def test_bytes_of_ome_zarr_04_do_not_depend_on_workers(tmp_path):
+    slide = NumberSlide.of(2500, 1300)
+    one = V04.model_copy(update={"workers": 1})
+    paths = [
+        tile_slide(slide, tmp_path / name, options).path
+        for name, options in (("two.zarr", V04), ("one.zarr", one))
+    ]
+    assert digest(paths[0]) == digest(paths[1])
+
+
+def test_labels_of_ome_zarr_04_lie_in_zarr_v2_too(tmp_path):
+    pyramid = tile_slide(NumberSlide.of(1500, 1300), tmp_path / "a.zarr", V04)
+    classes = (
+        MaskClass(0, "Background", (0, 0, 0)),
+        MaskClass(1, "Tumor", (200, 0, 0)),
+    )
+    masks = MaskPyramid.create(
+        pyramid.labels_path / "m", pyramid.source, 1, classes, version=pyramid.version
+    )
+    values = np.arange(1500 * 1300).reshape(1300, 1500) % 2
+    masks.put(0, masks.levels[0].box, values.astype(np.uint8))
+    masks.write_coarser()
+    pyramid.publish_labels_list()
+    opened = open_pyramid(pyramid.path).masks("m")
+    assert opened.classes == classes
+    np.testing.assert_array_equal(opened.read_level(opened.levels[0].box, 0), values)
+    listed = orjson.loads((pyramid.labels_path / ".zattrs").read_bytes())
+    assert listed["labels"] == ["m"]
+    assert (masks.path / "0" / ".zarray").exists()
+    (masks.path / "0" / "0" / "0").unlink()
+    with pytest.raises(PyramidError, match="damaged"):
+        opened.read_level(opened.levels[0].box, 0)

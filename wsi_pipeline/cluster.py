@@ -83,7 +83,7 @@ def local_client(workers: int = 0) -> Iterator[Client]:
             threads_per_worker=1,
             processes=True,
             host="127.0.0.1",
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",  # None still takes port 8787
         ) as cluster,
         Client(cluster) as client,
     ):

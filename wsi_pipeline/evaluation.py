@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from wsi_pipeline.classes import MaskClass
 from wsi_pipeline.errors import PyramidError
 from wsi_pipeline.geometry import Level
+from wsi_pipeline.layout import LABEL_SHARD_PX
 from wsi_pipeline.metrics import confusion, dice, iou
-from wsi_pipeline.ngff import LABEL_SHARD_PX
 from wsi_pipeline.pyramid import MaskPyramid
 
 

@@ -1,14 +1,22 @@
-"""How the arrays of an image pyramid lie on disk: chunks, shards, and their codecs."""
+"""How the arrays of pyramids lie on disk: chunks, shards, and their codecs."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import zarr
+from zarr.core.array_spec import ArrayConfigParams
 
-from wsi_pipeline.codecs import ChunkCodec, Zstd
-from wsi_pipeline.ngff import STRICT
+from wsi_pipeline.classes import NOT_COMPUTED
+from wsi_pipeline.codecs import BloscLz4, ChunkCodec, Zstd
+from wsi_pipeline.ngff import Version
 
-Version = Literal["0.5", "0.4"]
+# Every chunk is on disk, so a lost one raises instead of reading as the fill value.
+STRICT: ArrayConfigParams = {
+    "write_empty_chunks": True,
+    "read_missing_chunks": False,
+}
+LABEL_CHUNK_PX, LABEL_SHARD_PX = 1024, 4096
+_LABEL_ZSTD_LEVEL = 3
 
 
 @dataclass(frozen=True)
@@ -75,10 +83,6 @@ class Layout:
         """
         w, h = size_px
         side = self.shard_px(index)
-        place: dict[str, Any] = {"shards": (3, side, side)}
-        place["dimension_names"] = ["c", "y", "x"]
-        if self.version == "0.4":
-            place = {"chunk_key_encoding": {"name": "v2", "separator": "/"}}
         group.create_array(
             str(index),
             shape=(3, h, w),
@@ -86,6 +90,43 @@ class Layout:
             chunks=self.chunk_shape(),
             fill_value=0,
             config=STRICT,
-            **place,
+            **_place(self.version, (3, side, side)),
             **self.codec_of(index).zarr_arguments(),
         )
+
+
+def create_label_level(
+    group: zarr.Group, version: Version, index: int, size_px: tuple[int, int]
+) -> None:
+    """Add the empty (y, x) uint8 array of one level of a label; filled with 255.
+
+    Parameters
+    ----------
+    group : zarr.Group
+        The multiscale group.
+    version : "0.5" or "0.4"
+        OME-Zarr version.
+    index : int
+        Level, which names the array.
+    size_px : tuple of int
+        (width, height).
+    """
+    w, h = size_px
+    codec = Zstd(_LABEL_ZSTD_LEVEL) if version == "0.5" else BloscLz4()
+    group.create_array(
+        str(index),
+        shape=(h, w),
+        dtype="uint8",
+        chunks=(LABEL_CHUNK_PX, LABEL_CHUNK_PX),
+        fill_value=NOT_COMPUTED,
+        config=STRICT,
+        **_place(version, (LABEL_SHARD_PX, LABEL_SHARD_PX)),
+        **codec.zarr_arguments(),
+    )
+
+
+def _place(version: Version, shard: tuple[int, ...]) -> dict[str, Any]:
+    """Shards and axis names in Zarr v3; nested chunk keys in v2, which has neither."""
+    if version == "0.4":
+        return {"chunk_key_encoding": {"name": "v2", "separator": "/"}}
+    return {"shards": shard, "dimension_names": ["c", "y", "x"][-len(shard) :]}

@@ -1,28 +1,22 @@
-"""The OME-Zarr 0.5 metadata of images and labels, and how their arrays lie on disk.
+"""The OME-Zarr metadata of images and labels.
 
-The only room that knows the words of the specification.
+The only room that knows the words of the specifications, 0.5 (Zarr v3) and 0.4 (v2).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Protocol, Self
 
-import zarr
-from zarr.codecs import ZstdCodec
-from zarr.core.array_spec import ArrayConfigParams
+import orjson
 
 from wsi_pipeline.classes import NOT_COMPUTED, MaskClass
 from wsi_pipeline.geometry import Box, Scale, halved
+from wsi_pipeline.ome_xml import CHANNELS, OME_XML, image_xml
+from wsi_pipeline.publishing import json_bytes
 
-OME_ZARR = "0.5"
-LABEL_CHUNK_PX, LABEL_SHARD_PX = 1024, 4096
+Version = Literal["0.5", "0.4"]
+"""OME-Zarr version: "0.5" lies in Zarr v3, "0.4" in Zarr v2."""
 SMALLEST_LEVEL_PX = 512
-# Every chunk is on disk, so a lost one raises instead of reading as the fill value.
-STRICT: ArrayConfigParams = {
-    "write_empty_chunks": True,
-    "read_missing_chunks": False,
-}
-_RGB = (("Red", "FF0000"), ("Green", "00FF00"), ("Blue", "0000FF"))
 
 
 @dataclass(frozen=True)
@@ -91,32 +85,181 @@ def level_sizes(
     return sizes
 
 
-def shard_side(level: int, chunk_px: int, block_px: int) -> int:
-    """Side of a shard of a level, so that a base block covers whole shards.
+class Folder(Protocol):
+    """What `read_attributes` asks of a path, local (`pathlib`) or remote (`UPath`)."""
+
+    def __truediv__(self, name: str, /) -> Self:
+        """Path of a file in the folder."""
+        ...
+
+    def exists(self) -> bool:
+        """Whether something is there."""
+        ...
+
+    def read_bytes(self) -> bytes:
+        """Content of a file."""
+        ...
+
+
+def image_documents(
+    version: Version, source: Source, base: int, sizes: Sequence[tuple[int, int]]
+) -> dict[str, bytes]:
+    """Metadata files of an RGB image group, those of its arrays left out.
+
+    Parameters
+    ----------
+    version : "0.5" or "0.4"
+        OME-Zarr version.
+    source : Source
+        The slide.
+    base : int
+        Level-0 pixels of the slide per pixel of the pyramid's base.
+    sizes : sequence of tuple of int
+        (width, height) per level, as `level_sizes` gives them.
+
+    Returns
+    -------
+    dict of str to bytes
+        Name relative to the group's folder -> content, equal for equal arguments.
 
     Notes
     -----
-    A block of `block_px` on the base becomes ``block_px / 2**i`` on level i; from the
-    level on where that is a single chunk, the cycle starts again.
-    """
-    depth = block_levels(chunk_px, block_px)
-    return block_px >> (level % depth)
+    0.4 adds OME-XML, without which QuPath and Bio-Formats show neither um nor RGB. They
+    look for it by name; "bioformats2raw.layout" and the list of series in ``OME`` are
+    left out since they say that each child of the group is an image of its own.
 
-
-def block_levels(chunk_px: int, block_px: int) -> int:
-    """Levels that one block fills: as long as its share is a whole chunk."""
-    return (block_px // chunk_px).bit_length()
-
-
-def image_attributes(
-    source: Source, base: int, sizes: Sequence[tuple[int, int]]
-) -> dict[str, Any]:
-    """Attributes of an RGB image group.
+    OMERO takes the factor between levels as 2 and rounds their sizes down where
+    `level_sizes` rounds up: of a size that does not halve it leaves out the last row or
+    column, and never reads past the end. Bio-Formats takes sizes from the arrays.
 
     References
     ----------
-    OME-Zarr 0.5, sections "multiscales" and "omero".
+    OME-Zarr 0.5 and 0.4, sections "multiscales" and "omero"; 0.4, section
+    "bioformats2raw.layout".
     """
+    words = _image_words(version, source, base, len(sizes))
+    documents = _documents(version, words, _facts(source, base, sizes, {}))
+    if version == "0.4":
+        documents["OME/.zgroup"] = documents[".zgroup"]
+        documents[OME_XML] = image_xml(
+            source.name, sizes[0], source.scale.coarser(base)
+        )
+    return documents
+
+
+def label_documents(
+    version: Version,
+    source: Source,
+    base: int,
+    sizes: Sequence[tuple[int, int]],
+    classes: Sequence[MaskClass],
+    facts: dict[str, Any],
+) -> dict[str, bytes]:
+    """Metadata files of a label group; 255 is listed as "Not computed".
+
+    Parameters
+    ----------
+    version, source, base, sizes
+        See `image_documents`.
+    classes : sequence of MaskClass
+        All values that the label may hold besides 255.
+    facts : dict
+        JSON values to keep beside (model name and sha256).
+
+    Returns
+    -------
+    dict of str to bytes
+        See `image_documents`.
+
+    References
+    ----------
+    OME-Zarr 0.5 and 0.4, section "labels" (image-label, colors, properties).
+    """
+    words = _label_words(version, source, base, len(sizes), classes)
+    return _documents(version, words, _facts(source, base, sizes, facts))
+
+
+def labels_documents(version: Version, names: Sequence[str]) -> dict[str, bytes]:
+    """Metadata files of the group that lists an image's labels.
+
+    Returns
+    -------
+    dict of str to bytes
+        See `image_documents`.
+
+    References
+    ----------
+    OME-Zarr 0.5 and 0.4, section "labels".
+    """
+    return _documents(version, {"labels": list(names)}, {})
+
+
+def read_attributes(folder: Folder) -> tuple[Version, dict[str, Any]]:
+    """Read what `image_documents` or `label_documents` stated, in one shape.
+
+    Parameters
+    ----------
+    folder : Folder
+        The group's.
+
+    Returns
+    -------
+    version : "0.5" or "0.4"
+    attributes : dict
+        "wsi_pipeline", "multiscales" and, for labels, "image-label".
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is neither ``zarr.json`` nor ``.zattrs``.
+    orjson.JSONDecodeError
+        If the file is not JSON.
+    KeyError, TypeError
+        If it does not hold what this package writes.
+    """
+    if (folder / "zarr.json").exists():
+        version: Version = "0.5"
+        stored = orjson.loads((folder / "zarr.json").read_bytes())["attributes"]
+        words = stored["ome"]
+    elif (folder / ".zattrs").exists():
+        version = "0.4"
+        stored = words = orjson.loads((folder / ".zattrs").read_bytes())
+    else:
+        raise FileNotFoundError(f"{folder}: neither zarr.json nor .zattrs there")
+    attributes = {
+        "wsi_pipeline": stored["wsi_pipeline"],
+        "multiscales": words["multiscales"],
+    }
+    if "image-label" in words:
+        attributes["image-label"] = words["image-label"]
+    return version, attributes
+
+
+def _documents(
+    version: Version, words: dict[str, Any], facts: dict[str, Any]
+) -> dict[str, bytes]:
+    """Files of a group that say `words` of the specification and `facts` of our own."""
+    attributes = _attributes(version, words, facts)
+    if version == "0.4":
+        return {
+            ".zgroup": json_bytes({"zarr_format": 2}),
+            ".zattrs": json_bytes(attributes),
+        }
+    group = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+    return {"zarr.json": json_bytes(group)}
+
+
+def _attributes(
+    version: Version, words: dict[str, Any], facts: dict[str, Any]
+) -> dict[str, Any]:
+    if version == "0.4":
+        return words | facts
+    return {"ome": {"version": version} | words} | facts
+
+
+def _image_words(
+    version: Version, source: Source, base: int, count: int
+) -> dict[str, Any]:
     channels = [
         {
             "label": name,
@@ -124,103 +267,37 @@ def image_attributes(
             "active": True,
             "window": {"min": 0, "max": 255, "start": 0, "end": 255},
         }
-        for name, colour in _RGB
+        for name, colour in CHANNELS
     ]
-    ome = {
-        "version": OME_ZARR,
-        "multiscales": [_multiscales(source, base, len(sizes), True)],
+    return {
+        "multiscales": [_multiscales(version, source, base, count, True)],
         "omero": {"channels": channels, "rdefs": {"model": "color"}},
     }
-    return {"ome": ome} | _facts(source, base, sizes, {})
 
 
-def label_attributes(
+def _label_words(
+    version: Version,
     source: Source,
     base: int,
-    sizes: Sequence[tuple[int, int]],
+    count: int,
     classes: Sequence[MaskClass],
-    facts: dict[str, Any],
 ) -> dict[str, Any]:
-    """Attributes of a label group; 255 is listed as "Not computed".
-
-    References
-    ----------
-    OME-Zarr 0.5, section "labels" (image-label, colors, properties).
-    """
     rows = [(c.value, c.name, [*c.rgb, 255 if c.value else 0]) for c in classes]
     rows.append((NOT_COMPUTED, "Not computed", [0, 0, 0, 0]))
     label = {
-        "version": OME_ZARR,
+        "version": version,
         "colors": [{"label-value": v, "rgba": rgba} for v, _, rgba in rows],
         "properties": [{"label-value": v, "name": name} for v, name, _ in rows],
         "source": {"image": "../../"},
     }
-    ome = {
-        "version": OME_ZARR,
-        "multiscales": [_multiscales(source, base, len(sizes), False)],
+    return {
+        "multiscales": [_multiscales(version, source, base, count, False)],
         "image-label": label,
     }
-    return {"ome": ome} | _facts(source, base, sizes, facts)
-
-
-def labels_group(names: Sequence[str]) -> dict[str, Any]:
-    """Content of the zarr.json that lists an image's labels.
-
-    References
-    ----------
-    OME-Zarr 0.5, section "labels".
-    """
-    attributes = {"ome": {"version": OME_ZARR, "labels": list(names)}}
-    return {"zarr_format": 3, "node_type": "group", "attributes": attributes}
-
-
-def create_level(
-    group: zarr.Group,
-    index: int,
-    size_px: tuple[int, int],
-    *,
-    channels: int | None,
-    chunk_px: int,
-    shard_px: int,
-    fill: int,
-    zstd_level: int,
-) -> None:
-    """Add the empty array of one level: sharded, zstd with checksum.
-
-    Parameters
-    ----------
-    group : zarr.Group
-        The multiscale group.
-    index : int
-        Level, which names the array.
-    size_px : tuple of int
-        (width, height).
-    channels : int or None
-        None makes a (y, x) array.
-    chunk_px, shard_px : int
-        Sides; a shard is a whole number of chunks.
-    fill : int
-        What a place reads as that was never written.
-    zstd_level : int
-        Compression level.
-    """
-    lead = () if channels is None else (channels,)
-    w, h = size_px
-    group.create_array(
-        str(index),
-        shape=(*lead, h, w),
-        dtype="uint8",
-        chunks=(*lead, chunk_px, chunk_px),
-        shards=(*lead, shard_px, shard_px),
-        compressors=ZstdCodec(level=zstd_level, checksum=True),
-        fill_value=fill,
-        dimension_names=["c", "y", "x"][1 - len(lead) :],
-        config=STRICT,
-    )
 
 
 def _multiscales(
-    source: Source, base: int, count: int, channels: bool
+    version: Version, source: Source, base: int, count: int, channels: bool
 ) -> dict[str, Any]:
     lead: list[Any] = [{"name": "c", "type": "channel"}] if channels else []
     space = [{"name": a, "type": "space", "unit": "micrometer"} for a in ("y", "x")]
@@ -235,7 +312,9 @@ def _multiscales(
         steps = [{"type": "scale", "scale": scale}]
         steps.append({"type": "translation", "translation": shift})
         datasets.append({"path": str(index), "coordinateTransformations": steps})
-    return {"name": source.name, "axes": lead + space, "datasets": datasets}
+    entry = {"name": source.name, "axes": lead + space, "datasets": datasets}
+    # 0.5 says its version once, beside the list
+    return entry | ({"version": version} if version == "0.4" else {})
 
 
 def _facts(

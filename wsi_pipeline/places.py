@@ -75,24 +75,18 @@ def as_place(text: "str | Place") -> Place:
     if not is_url(text):
         return Path(text).absolute()
     scheme = text.partition("://")[0].lower()
-    _check_backend(scheme)
-    # the libraries behind URLs take as long to import as the rest of the command line
-    from upath import UPath
-
-    parts = urlsplit(text)
-    if scheme in _WEB:
-        host = parts.netloc.rpartition("@")[2]
-        shown = parts._replace(netloc=host, query="", fragment="")
-        return UPath(shown.geturl(), **_web_options(parts))
-    if "@" in parts.netloc:
+    if scheme not in (*STORES, *_WEB):
         raise ConfigError(
-            f"{scheme}://: a URL with a password in it; credentials come from the "
-            f"environment ({_CREDENTIALS.get(scheme, '')})"
+            f"{scheme}://: unknown kind of place; known are local paths, s3://, gs://, "
+            "https:// and http://"
         )
-    if not parts.netloc and scheme != "memory":
-        raise ConfigError(f"{text}: names no bucket; write {scheme}://BUCKET/NAME")
-    # listings that are remembered hide what others, and we ourselves, write
-    return UPath(text, use_listings_cache=False)
+    try:
+        return _remote(text, scheme)
+    except ImportError as error:
+        raise ConfigError(
+            f"{scheme}:// needs a package that is not installed: "
+            f"pip install 'wsi-pipeline[{_EXTRAS[scheme]}]'"
+        ) from error
 
 
 def scheme_of(place: Place) -> str:
@@ -217,22 +211,28 @@ def explain(place: Place, error: BaseException) -> str:
     return f"{place} cannot be reached ({_plain(error)}); check the network"
 
 
-def _check_backend(scheme: str) -> None:
-    from fsspec import get_filesystem_class
+def _remote(url: str, scheme: str) -> "UPath":
+    """The place behind a URL of a known scheme; ImportError without its back end."""
+    # what is behind URLs takes as long to import as the rest of the command line
+    from upath import UPath
 
-    if scheme not in (*STORES, *_WEB):
+    parts = urlsplit(url)
+    # listings that are remembered hide what others, and we ourselves, write
+    options: dict[str, Any] = {"use_listings_cache": False}
+    if scheme in _WEB:
+        options |= _web_options(parts)
+        host = parts.netloc.rpartition("@")[2]
+        url = parts._replace(netloc=host, query="", fragment="").geturl()
+    elif "@" in parts.netloc:
         raise ConfigError(
-            f"{scheme}://: unknown kind of place; known are local paths, s3://, gs://, "
-            "https:// and http://"
+            f"{scheme}://: a URL with a password in it; credentials come from the "
+            f"environment ({_CREDENTIALS.get(scheme, '')})"
         )
-    try:
-        get_filesystem_class(scheme)
-    except ImportError as error:
-        extra = _EXTRAS[scheme]
-        raise ConfigError(
-            f"{scheme}:// needs a package that is not installed: "
-            f"pip install 'wsi-pipeline[{extra}]'"
-        ) from error
+    if not parts.hostname and scheme != "memory":
+        raise ConfigError(f"{url}: names no bucket or host; write {scheme}://NAME/...")
+    place: UPath = UPath(url, **options)
+    _ = place.fs  # imports the back end
+    return place
 
 
 def _web_options(parts: SplitResult) -> dict[str, Any]:

@@ -70,8 +70,13 @@ def publish_bytes(path: Path, data: bytes) -> None:
 
 def publish_json(path: Path, value: Any) -> None:  # Any: whatever orjson can write
     """Write sorted, indented JSON, the same bytes for the same value."""
+    publish_bytes(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:  # Any: whatever orjson can write
+    """Sorted, indented JSON, the same bytes for the same value."""
     options = orjson.OPT_SORT_KEYS | orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
-    publish_bytes(path, orjson.dumps(value, option=options))
+    return orjson.dumps(value, option=options)
 
 
 def make_folder(path: Path) -> None:

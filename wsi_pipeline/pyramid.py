@@ -3,13 +3,12 @@
 Metadata and the layout of arrays come from ngff.py.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import dask.array as da
 import numpy as np
-import orjson
 import zarr
 from numpy.typing import NDArray
 from PIL import Image
@@ -17,19 +16,17 @@ from PIL import Image
 from wsi_pipeline.classes import NOT_COMPUTED, MaskClass
 from wsi_pipeline.errors import PyramidError
 from wsi_pipeline.geometry import Box, Level, Scale
-from wsi_pipeline.layout import Layout
+from wsi_pipeline.layout import LABEL_SHARD_PX, STRICT, Layout, create_label_level
 from wsi_pipeline.ngff import (
-    LABEL_CHUNK_PX,
-    LABEL_SHARD_PX,
-    STRICT,
     Source,
-    create_level,
-    image_attributes,
-    label_attributes,
-    labels_group,
+    Version,
+    image_documents,
+    label_documents,
+    labels_documents,
     level_sizes,
+    read_attributes,
 )
-from wsi_pipeline.publishing import publish_json
+from wsi_pipeline.publishing import publish_bytes
 
 # What zarr and its codecs raise on a lost, cut or flipped chunk.
 _DAMAGE = (RuntimeError, ValueError, OSError, KeyError)
@@ -51,8 +48,8 @@ class Multiscale:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        attributes = _attributes(path)
         try:
+            self.version, attributes = read_attributes(path)
             facts = attributes["wsi_pipeline"]
             self.source = Source.from_json(facts["source"])
             base = int(facts["base_downsample"])
@@ -60,7 +57,9 @@ class Multiscale:
                 Level((w, h), float(base * 2**i))
                 for i, (w, h) in enumerate(facts["level_sizes_px"])
             )
-            self._ome = attributes["ome"]
+            self._label = attributes.get("image-label")
+        except OSError as error:
+            raise PyramidError(f"{path}: no OME-Zarr there ({error})") from error
         except (KeyError, TypeError, ValueError) as error:
             raise PyramidError(
                 f"{path}: not a pyramid of this package ({error!r}); "
@@ -152,11 +151,11 @@ class Pyramid(Multiscale):
 
         References
         ----------
-        OME-Zarr 0.5, sections "multiscales" and "omero".
+        OME-Zarr 0.5 and 0.4, sections "multiscales" and "omero".
         """
         sizes = level_sizes(source.size_px, base_downsample)
-        attributes = image_attributes(source, base_downsample, sizes)
-        group = zarr.create_group(path, zarr_format=3, attributes=attributes)
+        documents = image_documents(layout.version, source, base_downsample, sizes)
+        group = _create_group(path, documents)
         for index, size in enumerate(sizes):
             layout.create_level(group, index, size)
         return cls(path)
@@ -224,8 +223,10 @@ class Pyramid(Multiscale):
         """Rewrite the list of labels from the folders there are."""
         folder = self.labels_path
         folder.mkdir(exist_ok=True)
-        names = sorted(p.name for p in folder.iterdir() if (p / "zarr.json").exists())
-        publish_json(folder / "zarr.json", labels_group(names))
+        file = "zarr.json" if self.version == "0.5" else ".zattrs"
+        names = sorted(p.name for p in folder.iterdir() if (p / file).exists())
+        for name, content in labels_documents(self.version, names).items():
+            publish_bytes(folder / name, content)
 
     def masks(self, name: str) -> "MaskPyramid":
         """A label image of this pyramid by name."""
@@ -237,7 +238,7 @@ class MaskPyramid(Multiscale):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        label = self._ome.get("image-label")
+        label = self._label
         if label is None:
             raise PyramidError(f"{path}: an image, not a mask")
         colours = {c["label-value"]: tuple(c["rgba"][:3]) for c in label["colors"]}
@@ -255,6 +256,8 @@ class MaskPyramid(Multiscale):
         base_downsample: int,
         classes: Iterable[MaskClass],
         facts: dict[str, Any] | None = None,
+        *,
+        version: Version = "0.5",
     ) -> Self:
         """Write metadata and empty arrays whose fill value is 255, not computed.
 
@@ -266,26 +269,21 @@ class MaskPyramid(Multiscale):
             All values that the mask may hold besides 255.
         facts : dict, optional
             JSON values to keep beside (model name and sha256).
+        version : "0.5" or "0.4"
+            OME-Zarr version, that of the image it belongs to.
 
         References
         ----------
-        OME-Zarr 0.5, section "labels" (image-label, colors, properties).
+        OME-Zarr 0.5 and 0.4, section "labels" (image-label, colors, properties).
         """
         rows = tuple(classes)
         sizes = level_sizes(source.size_px, base_downsample)
-        attributes = label_attributes(source, base_downsample, sizes, rows, facts or {})
-        group = zarr.create_group(path, zarr_format=3, attributes=attributes)
+        documents = label_documents(
+            version, source, base_downsample, sizes, rows, facts or {}
+        )
+        group = _create_group(path, documents)
         for index, size in enumerate(sizes):
-            create_level(
-                group,
-                index,
-                size,
-                channels=None,
-                chunk_px=LABEL_CHUNK_PX,
-                shard_px=LABEL_SHARD_PX,
-                fill=NOT_COMPUTED,
-                zstd_level=3,
-            )
+            create_label_level(group, version, index, size)
         return cls(path)
 
     def write_coarser(self) -> None:
@@ -321,12 +319,12 @@ def open_pyramid(path: Path | str) -> Pyramid:
     return Pyramid(Path(path))
 
 
-def _attributes(path: Path) -> dict[str, Any]:
-    try:
-        metadata = orjson.loads((path / "zarr.json").read_bytes())
-        return dict(metadata["attributes"])
-    except (OSError, KeyError, orjson.JSONDecodeError) as error:
-        raise PyramidError(f"{path}: no OME-Zarr there ({error})") from error
+def _create_group(path: Path, documents: Mapping[str, bytes]) -> zarr.Group:
+    for name, content in documents.items():
+        file = path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+    return zarr.open_group(path, mode="r+")
 
 
 def _open_array(path: Path, mode: Any) -> Any:  # Any: zarr's literal type and indexing

@@ -16,7 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from wsi_pipeline.errors import RegionError
 from wsi_pipeline.geometry import Box, Scale
-from wsi_pipeline.ngff import STRICT
+from wsi_pipeline.layout import STRICT
 
 
 @dataclass(frozen=True)

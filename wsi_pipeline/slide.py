@@ -1,13 +1,13 @@
 """What a slide is to the rest of the package: facts about it and a way to read it."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.geometry import Box, Level, Scale
+from wsi_pipeline.places import Place
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class SlideInfo:
 
     Parameters
     ----------
-    path : Path
-        The file that was opened.
+    path : Path or UPath
+        The file that was opened, local or remote.
     backend : str
         Name in the table of readers ("openslide", "tiff").
     vendor : str
@@ -65,7 +65,7 @@ class SlideInfo:
         How level 0 can be copied without decoding; None where it cannot.
     """
 
-    path: Path
+    path: Place
     backend: str
     vendor: str
     levels: tuple[Level, ...]

@@ -133,7 +133,9 @@ def _create(
 ) -> MaskPyramid:
     """An empty label on the grid of a pyramid."""
     base = int(pyramid.levels[0].downsample)
-    return MaskPyramid.create(path, pyramid.source, base, classes, facts)
+    return MaskPyramid.create(
+        path, pyramid.source, base, classes, facts, version=pyramid.version
+    )
 
 
 @dataclass(frozen=True)

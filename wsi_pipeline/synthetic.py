@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from wsi_pipeline.classes import MaskClass
 from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.geometry import Box, Scale
-from wsi_pipeline.ngff import LABEL_SHARD_PX, Source
+from wsi_pipeline.layout import LABEL_SHARD_PX
+from wsi_pipeline.ngff import Source
 from wsi_pipeline.publishing import staged
 from wsi_pipeline.pyramid import MaskPyramid
 from wsi_pipeline.synthesis.artefacts import scatter_artefacts

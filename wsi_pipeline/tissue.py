@@ -345,7 +345,13 @@ def label_tissue(pyramid: Pyramid, tissue: Tissue, path: Path) -> MaskPyramid:
     base = pyramid.levels[0].downsample
     h, w = tissue.mask.shape
     with staged(path) as temporary:
-        label = MaskPyramid.create(temporary, pyramid.source, int(base), TISSUE_CLASSES)
+        label = MaskPyramid.create(
+            temporary,
+            pyramid.source,
+            int(base),
+            TISSUE_CLASSES,
+            version=pyramid.version,
+        )
         for block in label.levels[0].box.blocks(label.shard_px(0)):
             centres = base / tissue.downsample
             y = ((np.arange(block.y, block.bottom) + 0.5) * centres).astype(np.int64)

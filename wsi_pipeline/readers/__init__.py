@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from wsi_pipeline.errors import MissingScaleError, SlideError
+from wsi_pipeline.places import Place, as_place
 from wsi_pipeline.readers.base import JPEG_2000, BackendSlide, GivenScale
 from wsi_pipeline.readers.content import check_content
 from wsi_pipeline.readers.files import TIFF_MAGIC, check_extension, check_file
 from wsi_pipeline.readers.openslide import detect_vendor
+from wsi_pipeline.readers.remote import check_tiff
 from wsi_pipeline.readers.tiff_layout import (
     JPEG,
     YCBCR,
@@ -34,7 +36,7 @@ _PLAIN = ("aperio", "generic-tiff")
 
 
 def open_slide(
-    path: Path | str,
+    path: Place | str,
     *,
     mpp: float | None = None,
     mpp_source: str = "--mpp",
@@ -44,8 +46,9 @@ def open_slide(
 
     Parameters
     ----------
-    path : Path or str
-        The slide's main file (for MIRAX the ``.mrxs``, for DICOM the largest level).
+    path : Path, UPath or str
+        The slide's main file (for MIRAX the ``.mrxs``, for DICOM the largest level), or
+        the URL of a tiled TIFF or SVS (``s3://``, ``gs://``, ``https://``).
     mpp : float, optional
         um/px of level 0; wins over the file's own and may lie outside 0.05 to 10.
     mpp_source : str
@@ -68,27 +71,31 @@ def open_slide(
         If the file is missing, damaged or not supported.
     UnknownNameError
         If there is no such backend.
+    ConfigError
+        If it is a URL whose package is not installed.
 
     Notes
     -----
     Reads the overview once (at most 1024 x 1024 px) to see that it is brightfield.
     """
-    path = Path(path).absolute()  # a worker may have another working folder
+    path = as_place(path)  # absolute: a worker may have another working folder
     head = check_file(path)
     given = GivenScale(mpp, mpp_source)
     names = (backend,) if backend else choose_backends(path, head)
+    if not isinstance(path, Path):
+        check_tiff(path, head, names)
     slide = _open_first(path, given, names)
     check_content(slide)
     return slide
 
 
-def choose_backends(path: Path, head: bytes) -> tuple[str, ...]:
+def choose_backends(path: Place, head: bytes) -> tuple[str, ...]:
     """Names of the backends to try, in order.
 
     Parameters
     ----------
-    path : Path
-        The slide.
+    path : Path or UPath
+        The slide; a remote one is read natively or not at all.
     head : bytes
         Its first bytes.
 
@@ -104,6 +111,8 @@ def choose_backends(path: Path, head: bytes) -> tuple[str, ...]:
     conversion, and Aperio levels with holes, which OpenSlide fills from finer levels.
     What OpenSlide does not know is read natively if it is a TIFF.
     """
+    if not isinstance(path, Path):
+        return ("tiff",)
     if not head.startswith(TIFF_MAGIC):
         check_extension(path, head)
         return ("openslide",)
@@ -123,12 +132,12 @@ def choose_backends(path: Path, head: bytes) -> tuple[str, ...]:
 
 
 def _open_first(
-    path: Path, given: GivenScale, names: tuple[str, ...]
+    path: Place, given: GivenScale, names: tuple[str, ...]
 ) -> BackendSlide[Any]:
     """Open with the first backend that can; the first one's refusal else."""
     refusals: list[SlideError] = []
     for name in names:
-        opener: Callable[[Path, GivenScale], BackendSlide[Any]] = READERS.load(name)
+        opener: Callable[[Place, GivenScale], BackendSlide[Any]] = READERS.load(name)
         try:
             return opener(path, given)
         except MissingScaleError:

@@ -20,14 +20,25 @@ _VENDORS = {
 _CURE = "download it first: over the network only plain tiled TIFF and SVS are read"
 
 
-def check_tiff(place: Place, head: bytes) -> None:
-    """Refuse a remote file that is no TIFF.
+def check_tiff(place: Place, head: bytes, backends: tuple[str, ...]) -> None:
+    """Refuse a remote file that is no TIFF, or a reader of local files.
+
+    Parameters
+    ----------
+    place : Place
+        The slide.
+    head : bytes
+        Its first bytes.
+    backends : tuple of str
+        Readers to try.
 
     Raises
     ------
     SlideError
         For those: other formats are read by OpenSlide, from local files only.
     """
+    if backends != ("tiff",):
+        raise SlideError(f"{place.name}: {backends[0]} opens local files only; {_CURE}")
     if not head.startswith(TIFF_MAGIC):
         check_extension(place, head)
         raise SlideError(f"{place.name}: is no TIFF; {_CURE}")

@@ -5,7 +5,6 @@ refuses: WebP, Zstandard, OME-TIFF, strips, colours in separate planes.
 """
 
 import os
-import weakref
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from tiffslide import TiffSlide
 
 from wsi_pipeline.errors import SlideError
 from wsi_pipeline.geometry import Box
+from wsi_pipeline.places import Place
 from wsi_pipeline.readers.base import (
     PARSER_ERRORS,
     BackendSlide,
@@ -24,6 +24,8 @@ from wsi_pipeline.readers.base import (
     check_geometry,
     pyramid_levels,
 )
+from wsi_pipeline.readers.ranges import ranges_of
+from wsi_pipeline.readers.remote import check_layout
 from wsi_pipeline.readers.scale import (
     StatedScale,
     aperio_mpp,
@@ -35,12 +37,25 @@ from wsi_pipeline.readers.tiff_layout import Layout, Plane, read_layout
 from wsi_pipeline.slide import JpegTiles, SlideInfo
 
 WHITE = (255, 255, 255)
+_REMOTE_READ_PX = 2048  # 64 tiles at once, as requests take longer than decoding
 # vendors whose pixel size tiffslide takes from their own metadata, not from TIFF tags
 _OWN_SCALE = ("hamamatsu", "leica", "philips_tiff")
 
 
 class TiffSlideReader(BackendSlide["TiffHandle"]):
-    """A TIFF read natively; the rest is in `BackendSlide`."""
+    """A TIFF read natively; the rest is in `BackendSlide`.
+
+    Parameters
+    ----------
+    info : SlideInfo
+        Facts about the slide.
+    layout : Layout
+        As just parsed: this process does not parse it a second time.
+    """
+
+    def __init__(self, info: SlideInfo, layout: Layout) -> None:
+        super().__init__(info)
+        self._handles[os.getpid()] = TiffHandle(info.path, layout)
 
     def _open(self) -> "TiffHandle":
         layout = read_layout(self._info.path)
@@ -62,18 +77,17 @@ class TiffSlideReader(BackendSlide["TiffHandle"]):
 
 
 class TiffHandle:
-    """A descriptor and the places of the tiles.
+    """An open file and the byte ranges of its tiles.
 
     Notes
     -----
-    `os.pread` moves no cursor and the decoders are pure and release the GIL: threads
-    read side by side without a lock.
+    Reading ranges moves no cursor and the decoders are pure and release the GIL:
+    threads read side by side without a lock.
     """
 
-    def __init__(self, path: Path, layout: Layout) -> None:
+    def __init__(self, path: Place, layout: Layout) -> None:
         self._layout = layout
-        self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        weakref.finalize(self, os.close, self._descriptor)
+        self._ranges = ranges_of(path)
 
     def read_planes(self, box: Box, level: int) -> NDArray[np.uint8]:
         """(3, h, w) uint8 RGB of a box inside a level; each tile is decoded once."""
@@ -112,16 +126,12 @@ class TiffHandle:
 
     def _fetch(self, plane: Plane, indices: list[int]) -> list[bytes | None]:
         """Bytes of tiles; None where nothing was scanned."""
-        return [self._tile(plane, index) for index in indices]
-
-    def _tile(self, plane: Plane, index: int) -> bytes | None:
-        count = int(plane.counts[index])
-        if count == 0:
-            return None
-        data = os.pread(self._descriptor, count, int(plane.offsets[index]))
-        if len(data) != count:
-            raise OSError(f"tile {index} is cut short")
-        return data
+        scanned = [index for index in indices if plane.counts[index]]
+        data = self._ranges.fetch(
+            plane.offsets[scanned].tolist(), plane.counts[scanned].tolist()
+        )
+        found = dict(zip(scanned, data, strict=True))
+        return [found.get(index) for index in indices]
 
 
 def _shares(start: int, stop: int, tile_px: int, size_px: int) -> NDArray[np.float64]:
@@ -238,12 +248,12 @@ def _decode_jpeg(
     )
 
 
-def open_tiff(path: Path, given: GivenScale) -> TiffSlideReader:
+def open_tiff(path: Place, given: GivenScale) -> TiffSlideReader:
     """Open a TIFF natively.
 
     Parameters
     ----------
-    path : Path
+    path : Path or UPath
         A TIFF or BigTIFF file.
     given : GivenScale
         The user's pixel size, if any.
@@ -251,11 +261,14 @@ def open_tiff(path: Path, given: GivenScale) -> TiffSlideReader:
     Raises
     ------
     SlideError
-        If it is damaged or no 8-bit colour image.
+        If it is damaged or no 8-bit colour image, or remote and of a kind that only
+        OpenSlide reads.
     MissingScaleError
         If nobody says how large a pixel is.
     """
     layout = read_layout(path)
+    if not isinstance(path, Path):
+        check_layout(path, layout)
     base = layout.levels[0][0]
     stated = _stated_scales(path, layout)
     scale, source, warnings = choose_scale(path.name, stated, given)
@@ -272,11 +285,11 @@ def open_tiff(path: Path, given: GivenScale) -> TiffSlideReader:
         compression=layout.compression_name,
         background=WHITE,
         warnings=warnings,
-        read_px=_read_px(base),
+        read_px=_read_px(base, 512 if isinstance(path, Path) else _REMOTE_READ_PX),
         jpeg=base.jpeg if len(layout.levels[0]) == 1 else None,
     )
     check_geometry(path.name, info)
-    return TiffSlideReader(info)
+    return TiffSlideReader(info, layout)
 
 
 def _vendor(layout: Layout) -> str:
@@ -284,7 +297,7 @@ def _vendor(layout: Layout) -> str:
     return names.get(layout.kind, "generic-tiff")
 
 
-def _stated_scales(path: Path, layout: Layout) -> list[StatedScale]:
+def _stated_scales(path: Place, layout: Layout) -> list[StatedScale]:
     x, y, unit = layout.resolution
     tags = resolution_mpp(x, y, unit)
     if layout.kind == "svs":
@@ -298,8 +311,10 @@ def _stated_scales(path: Path, layout: Layout) -> list[StatedScale]:
     return [s for s in found if s is not None]
 
 
-def _vendor_scale(path: Path) -> StatedScale | None:
+def _vendor_scale(path: Place) -> StatedScale | None:
     """Pixel size from a vendor's own metadata, as tiffslide parses them."""
+    if not isinstance(path, Path):
+        return None  # vendors with such metadata are refused there
     try:
         with TiffSlide(path) as slide:
             facts = slide.properties
@@ -312,10 +327,10 @@ def _vendor_scale(path: Path) -> StatedScale | None:
     return StatedScale(float(x), float(y), f"{vendor} metadata")
 
 
-def _read_px(plane: Plane) -> int:
-    """Whole tiles, about 512 px; a lot of a strip, which decodes in one go."""
+def _read_px(plane: Plane, wanted: int) -> int:
+    """Whole tiles, about as wanted; a lot of a strip, which decodes in one go."""
     w, h = plane.tile_px
-    return w * max(1, 512 // w) if w == h else 4096
+    return w * max(1, wanted // w) if w == h else 4096
 
 
 def _on_white(rgba: NDArray[np.uint8], alpha_kind: int | None) -> NDArray[np.uint8]:

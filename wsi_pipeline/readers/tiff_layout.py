@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -108,9 +109,7 @@ class Layout:
     @property
     def has_holes(self) -> bool:
         """Whether a level above 0 has tiles without bytes."""
-        return any(
-            np.any(p.counts == 0) for planes in self.levels[1:] for p in planes
-        )
+        return any(np.any(p.counts == 0) for planes in self.levels[1:] for p in planes)
 
 
 def read_layout(path: Place) -> Layout:
@@ -130,6 +129,8 @@ def read_layout(path: Place) -> Layout:
                     f"{path.name}: is cut short or damaged: it has no table of "
                     f"contents; {_COPY}"
                 )
+            if not isinstance(path, Path):  # local ones: before a reader is chosen
+                _check_ends(path, file)
             return _layout(path, file)
     except SlideError:
         raise
@@ -178,14 +179,20 @@ def check_whole(path: Place) -> None:
     """
     try:
         with _parsed(path) as file:
-            size = file.filehandle.size
-            ends = [
-                int(np.max(np.add(page.dataoffsets, page.databytecounts)))
-                for page in file.pages
-                if len(page.dataoffsets) == len(page.databytecounts) > 0
-            ]
+            _check_ends(path, file)
+    except SlideError:
+        raise
     except PARSER_ERRORS as error:
         raise _damaged(path, error) from error
+
+
+def _check_ends(path: Place, file: tifffile.TiffFile) -> None:
+    size = file.filehandle.size
+    ends = [
+        int(np.max(np.add(page.dataoffsets, page.databytecounts)))
+        for page in file.pages
+        if len(page.dataoffsets) == len(page.databytecounts) > 0
+    ]
     if ends and max(ends) > size:
         raise SlideError(
             f"{path.name}: is cut short: it ends at {size:,} bytes, its images at "
