@@ -1,9 +1,10 @@
-"""TIFF slides of every make, written byte by byte where tifffile has its own way."""
+"""TIFF slides of every make; JPEG tiles are put together marker by marker."""
 
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import imagecodecs
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 Pixels = NDArray[np.uint8]
 HALF_UM = {"resolution": (20000, 20000), "resolutionunit": 3}
+_SUBSAMPLING = {"444": (1, 1), "422": (2, 1), "420": (2, 2)}
 APERIO = "Aperio Image Library v11.2.1\n{w}x{h} [0,0 {w}x{h}] ({tile}x{tile}) JPEG/RGB"
 APERIO += " Q=70|AppMag = 20|MPP = 0.5"
 
@@ -46,16 +48,20 @@ class Make:
         "444", "422" or "420".
     quality : int
         Of the JPEGs.
-    tables : bool
-        Whether the JPEGs leave their tables to the JPEGTables tag.
-    predictor, bigtiff : bool
-        TIFF options.
+    tables : str
+        Tables that the JPEGs leave to the JPEGTables tag: "", "all" or "huffman".
+    predictor, bigtiff, planar : bool
+        TIFF options; planar keeps each colour in tiles of its own.
     byteorder : str
         "<" or ">".
     orientation : int
         Orientation tag; 0 for none.
     aperio : bool
         Whether the description is Aperio's.
+    thumbnail : bool
+        Whether a picture in strips follows the first level, as in Aperio's files.
+    holes : tuple of (int, int)
+        (level, tile) pairs without bytes.
     """
 
     sizes: tuple[tuple[int, int], ...] = ((330, 250),)
@@ -66,28 +72,41 @@ class Make:
     marker: str = ""
     chroma: str = "420"
     quality: int = 80
-    tables: bool = False
+    tables: str = ""
     predictor: bool = False
     bigtiff: bool = False
+    planar: bool = False
     byteorder: str = "<"
     orientation: int = 0
     aperio: bool = False
+    thumbnail: bool = False
+    holes: tuple[tuple[int, int], ...] = ()
 
 
-def write_make(path: Path, make: Make, seed: int = 0) -> None:
-    """Write a slide; the levels are noise of their own, so that none passes as another."""
-    with tifffile.TiffWriter(
-        path, bigtiff=make.bigtiff, byteorder=make.byteorder
-    ) as file:
-        for number, (w, h) in enumerate(make.sizes):
-            _write_level(file, make, number, tissue_like(w, h, seed + number))
+def write_make(path: Path, make: Make, seed: int = 0) -> list[Pixels]:
+    """Write a slide; returns its levels as they went in, each noise of its own."""
+    levels = [tissue_like(w, h, seed + i) for i, (w, h) in enumerate(make.sizes)]
+    options = {"bigtiff": make.bigtiff, "byteorder": make.byteorder}
+    with tifffile.TiffWriter(path, **options) as file:
+        for number, image in enumerate(levels):
+            _write_level(file, make, number, image)
+            if make.thumbnail and not number:
+                file.write(tissue_like(100, 80, 99), metadata=None, rowsperstrip=16)
+    for level, tile in make.holes:
+        page = level + (make.thumbnail and level > 0)
+        with tifffile.TiffFile(path, mode="r+") as file:
+            tag = file.pages[page].tags["TileByteCounts"]
+            counts = list(tag.value)
+            counts[tile] = 0
+            tag.overwrite(counts)
+    return levels
 
 
 def _write_level(
     file: tifffile.TiffWriter, make: Make, number: int, image: Pixels
 ) -> None:
     (h, w), (tw, th) = image.shape[:2], make.tile
-    options: dict[str, object] = {
+    options: dict[str, Any] = {
         "metadata": None,
         "subfiletype": 0 if make.aperio else min(number, 1),
         "photometric": make.tagged,
@@ -98,23 +117,25 @@ def _write_level(
         options["description"] = APERIO.format(w=w, h=h, tile=tw)
     if make.orientation:
         options["extratags"] = [(274, 3, 1, make.orientation, True)]
+    if make.planar:
+        options["planarconfig"] = "separate"
+        image = np.ascontiguousarray(image.transpose(2, 0, 1))
     if make.codec != "jpeg":
         codec = None if make.codec == "none" else make.codec
         file.write(image, compression=codec, predictor=make.predictor, **options)
         return
     coded = [encode_tile(tile, make) for tile in cut_tiles(image, make.tile)]
     if make.tables:
-        options["jpegtables"] = split_tables(coded[0])[0]
-        coded = [split_tables(data)[1] for data in coded]
+        options["jpegtables"] = split_tables(coded[0], make.tables)[0]
+        coded = [split_tables(data, make.tables)[1] for data in coded]
     if make.tagged == "ycbcr":
-        options["subsampling"] = (2 if make.chroma[1] == "2" else 1,) * 2
         options["subsampling"] = _SUBSAMPLING[make.chroma]
-    file.write(
-        iter(coded), shape=image.shape, dtype=np.uint8, compression="jpeg", **options
-    )
-
-
-_SUBSAMPLING = {"444": (1, 1), "422": (2, 1), "420": (2, 2)}
+    # tifffile would tag RGB as YCbCr, which its own JPEGs are
+    options |= {
+        "compression": "jpeg",
+        "compressionargs": {"outcolorspace": make.tagged},
+    }
+    file.write(iter(coded), shape=image.shape, dtype=np.uint8, **options)
 
 
 def cut_tiles(image: Pixels, tile: tuple[int, int]) -> Iterator[Pixels]:
@@ -159,12 +180,10 @@ def segments(jpeg: bytes) -> list[bytes]:
     return [*found, jpeg[place:]]
 
 
-def split_tables(jpeg: bytes) -> tuple[bytes, bytes]:
+def split_tables(jpeg: bytes, which: str = "all") -> tuple[bytes, bytes]:
     """(tables, JPEG without them), as TIFF's JPEGTables tag has it."""
+    kinds = {"all": (0xDB, 0xC4), "huffman": (0xC4,)}[which]
     parts = segments(jpeg)
-    tables = [p for p in parts if p[1] in (0xDB, 0xC4)]
-    rest = [p for p in parts if p[1] not in (0xDB, 0xC4)]
-    return (
-        b"\xff\xd8" + b"".join(tables) + b"\xff\xd9",
-        b"\xff\xd8" + b"".join(rest),
-    )
+    tables = b"".join(p for p in parts if p[1] in kinds)
+    rest = b"".join(p for p in parts if p[1] not in kinds)
+    return b"\xff\xd8" + tables + b"\xff\xd9", b"\xff\xd8" + rest

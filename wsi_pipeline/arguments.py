@@ -1,22 +1,71 @@
 """The arguments and options that several verbs of `wsi` share."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.places import Place, as_place, is_url
+
 NETS, TILES, OUTPUT = "Nets and memory", "Pyramid", "GeoJSON"
+
+
+def _local(text: str) -> Path:
+    """A path on this machine; URLs are refused before anything is done."""
+    if is_url(text):
+        raise typer.BadParameter(
+            "a local folder expected: only `wsi tile` writes its results to URLs"
+        )
+    return Path(text)
+
+
+def _place(text: str) -> Place:
+    try:
+        return as_place(text) if is_url(text) else Path(text)
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 Slides = Annotated[
-    list[Path],
+    list[str],
     typer.Argument(
-        help="Slides, folders, globs, or one samplesheet "
-        "(sample,slide[,mpp,tissue,label])."
+        help="Slides, folders, globs, URLs (s3://, gs://, https://), or one "
+        "samplesheet (sample,slide[,mpp,tissue,label])."
+    ),
+]
+OneSlide = Annotated[
+    str,
+    typer.Argument(
+        help="The slide, or the URL of a tiled TIFF or SVS (s3://, gs://, https://). "
+        "Credentials and endpoints are those that the libraries for it find: "
+        "AWS_PROFILE, AWS_ENDPOINT_URL, GOOGLE_APPLICATION_CREDENTIALS."
     ),
 ]
 Folder = Annotated[
-    Path, typer.Argument(help="Folder of one slide's results, as `wsi tile` makes it.")
+    Path,
+    typer.Argument(
+        help="Folder of one slide's results, as `wsi tile` makes it.",
+        parser=_local,
+        metavar="FOLDER",
+    ),
 ]
-Out = Annotated[Path, typer.Option("--out", "-o", help="Results folder.")]
+Out = Annotated[
+    Path,
+    typer.Option(
+        "--out", "-o", help="Results folder.", parser=_local, metavar="FOLDER"
+    ),
+]
+AnyOut = Annotated[
+    Any,  # a Place, which typer does not know
+    typer.Option(
+        "--out",
+        "-o",
+        help="Results folder, or its URL (s3://, gs://).",
+        parser=_place,
+        metavar="FOLDER",
+    ),
+]
 ModelName = Annotated[
     str | None,
     typer.Option("--model", "-m", help="Name of a shipped model, or a model's folder."),

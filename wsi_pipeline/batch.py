@@ -20,6 +20,7 @@ from wsi_pipeline.errors import (
 )
 from wsi_pipeline.models.cards import ModelFolder
 from wsi_pipeline.pipeline import final_key, model_facts, run_slide
+from wsi_pipeline.places import Place
 from wsi_pipeline.preflight import check_config
 from wsi_pipeline.publishing import (
     list_files,
@@ -41,7 +42,7 @@ class Outcome:
 
     Parameters
     ----------
-    path : Path
+    path : Path or UPath
         The file.
     manifest : Manifest
         Status, reason, areas, times; on disk too unless the file was skipped.
@@ -49,7 +50,7 @@ class Outcome:
         Whether an earlier run's result was kept.
     """
 
-    path: Path
+    path: Place
     manifest: Manifest
     reused: bool = False
 
@@ -109,13 +110,13 @@ class BatchHooks:
         Called with the Outcome of each file.
     """
 
-    started: Callable[[int, int, Path], None] | None = None
+    started: Callable[[int, int, Place], None] | None = None
     stage: Progress | None = None
     ended: Callable[[Outcome], None] | None = None
 
 
 def run_batch(
-    slides: Sequence[Path],
+    slides: Sequence[Place | str],
     out: Path,
     model: ModelFolder,
     config: RunConfig,
@@ -128,9 +129,9 @@ def run_batch(
 
     Parameters
     ----------
-    slides : sequence of Path
-        Slides, folders (searched below), glob patterns, or one ``.csv`` samplesheet
-        with the columns ``sample,slide[,mpp,tissue,label]``.
+    slides : sequence of Path, UPath or str
+        Slides, folders (searched below), glob patterns, URLs, or one ``.csv``
+        samplesheet with the columns ``sample,slide[,mpp,tissue,label]``.
     out : Path
         Results folder.
     model : ModelFolder

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from wsi_pipeline.arguments import (
+    AnyOut,
     Codec,
     ConfigFile,
     Coverage,
@@ -23,6 +24,7 @@ from wsi_pipeline.arguments import (
     ModelName,
     Mpp,
     OmeZarr,
+    OneSlide,
     Out,
     Scheduler,
     Simplify,
@@ -171,8 +173,8 @@ def run(
 
 @app.command()
 def tile(
-    slide: Annotated[Path, typer.Argument(help="The slide.")],
-    out: Out,
+    slide: OneSlide,
+    out: AnyOut,
     model: ModelName = None,
     config: ConfigFile = None,
     mpp: Mpp = None,
@@ -356,4 +358,4 @@ def _stage(verb: str, slide_run: Any) -> None:  # Any: see _slide_run
     with terminal_of() as terminal:
         record = run_stage(verb, replace(slide_run, progress=terminal.stage))
     for name in record.outputs:
-        print(slide_run.folder.path / name)
+        print(slide_run.folder.place / name)

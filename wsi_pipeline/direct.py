@@ -57,7 +57,7 @@ class DirectFile:
         try:
             if kind is None and self._used:
                 padded = -(-self._used // _ALIGNMENT) * _ALIGNMENT
-                self._buffers[0][self._used : padded] = 0
+                self._buffers[0][self._used : padded] = bytes(padded - self._used)
                 self._send(padded)
             self._wait()
             if kind is None:
@@ -67,20 +67,20 @@ class DirectFile:
 
     def write(self, data: bytes) -> None:
         """Append bytes."""
-        source = np.frombuffer(data, np.uint8)
-        self._size += len(source)
-        while len(source):
-            part = source[: _BUFFER_BYTES - self._used]
+        self._size += len(data)
+        rest = memoryview(data)
+        while rest:
+            part = rest[: _BUFFER_BYTES - self._used]
             self._buffers[0][self._used : self._used + len(part)] = part
             self._used += len(part)
-            source = source[len(part) :]
+            rest = rest[len(part) :]
             if self._used == _BUFFER_BYTES:
                 self._send(_BUFFER_BYTES)
 
     def _send(self, count: int) -> None:
         """Hand the full buffer to the disk and go on with the other one."""
         self._wait()
-        view = memoryview(self._buffers[0][:count])
+        view = self._buffers[0][:count]
         self._pending = self._disk.submit(_write_all, self._descriptor, view)
         self._buffers.reverse()
         self._used = 0
@@ -103,11 +103,11 @@ def _open_new(path: Path) -> int:
         return os.open(path, flags, 0o666)
 
 
-def _aligned(size: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+def _aligned(size: int) -> memoryview:
     """Memory from the heap, which comes back without the cost of new pages."""
     room = np.empty(size + _ALIGNMENT, np.uint8)
     start = -room.ctypes.data % _ALIGNMENT
-    return room[start : start + size]
+    return memoryview(room[start : start + size])
 
 
 def _write_all(descriptor: int, view: memoryview) -> None:

@@ -4,7 +4,6 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from wsi_pipeline.classes import NOT_COMPUTED
 from wsi_pipeline.geometry import Box
+from wsi_pipeline.places import Place
 from wsi_pipeline.publishing import publish_bytes
 from wsi_pipeline.pyramid import MaskPyramid, Multiscale, Pyramid
 from wsi_pipeline.regions import Selection
@@ -138,7 +138,7 @@ def attention(pyramid: Pyramid, selection: Selection) -> Image.Image:
     return _with_legend(np.asarray(image), pyramid, _attention_entries(selection))
 
 
-def publish_picture(path: Path, image: Image.Image) -> None:
+def publish_picture(path: Place, image: Image.Image) -> None:
     """Write a PNG under its final name once it is complete.
 
     Raises

@@ -10,8 +10,9 @@ from typing import Any
 import orjson
 
 from wsi_pipeline.config import Options, RunConfig
-from wsi_pipeline.errors import ConfigError, RegionError
+from wsi_pipeline.errors import ConfigError, RegionError, SlideError
 from wsi_pipeline.models.cards import ModelFolder
+from wsi_pipeline.places import Place, reaching, version_of
 from wsi_pipeline.process import peak_resident_bytes, reset_peak
 from wsi_pipeline.publishing import STAGING, remove, sha256_file
 from wsi_pipeline.results import (
@@ -136,10 +137,7 @@ def run_stage(verb: str, run: SlideRun) -> StageRecord:
         verb,
         key,
         _options(verb, run.config).model_dump(mode="json"),
-        {
-            path.relative_to(run.folder.path).as_posix(): size_of(path)
-            for path in outputs
-        },
+        {run.folder.name_of(path): size_of(path) for path in outputs},
         facts,
         round(time.perf_counter() - start, 3),
         peak_resident_bytes(),
@@ -152,7 +150,7 @@ def _require(run: SlideRun, verb: str) -> StageRecord:
     record = run.folder.record(verb)
     if record is None or not _is_published(run, record):
         raise RegionError(
-            f"{run.folder.path}: no results of {verb!r}; run `wsi {verb}` on it"
+            f"{run.folder.place}: no results of {verb!r}; run `wsi {verb}` on it"
         )
     return record
 
@@ -208,13 +206,30 @@ def final_key(job: SlideJob, model: ModelFolder, config: RunConfig) -> str:
 
 
 def fingerprint(job: SlideJob, config: RunConfig) -> str:
-    """sha256 over a slide's file (for MIRAX its folder too) and the scale given."""
-    side = job.path.with_suffix("")
-    files = [job.path]
-    if job.path.suffix.lower() == ".mrxs" and side.is_dir():
-        files += sorted(side.rglob("*"))
-    parts = [sha256_file(path) for path in files if path.is_file()]
+    """sha256 over a slide's file (for MIRAX its folder too) and the scale given.
+
+    Raises
+    ------
+    SlideError
+        If the slide is remote and cannot be reached.
+
+    Notes
+    -----
+    Of a remote slide, size and version count, so that nothing is downloaded for it.
+    """
+    parts = _versions(job.path)
     return _digest([*parts, job.mpp if job.mpp is not None else config.mpp])
+
+
+def _versions(slide: Place) -> list[str]:
+    if not isinstance(slide, Path):
+        with reaching(slide, SlideError):
+            return version_of(slide)
+    side = slide.with_suffix("")
+    files = [slide]
+    if slide.suffix.lower() == ".mrxs" and side.is_dir():
+        files += sorted(side.rglob("*"))
+    return [sha256_file(path) for path in files if path.is_file()]
 
 
 def stage_key(

@@ -3,13 +3,14 @@
 Credentials, endpoints and proxies are the back ends' own (botocore, gcsfs, aiohttp).
 """
 
+import base64
 import hashlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from wsi_pipeline.errors import ConfigError, SlideError, WsiError
 
@@ -170,10 +171,17 @@ def version_of(place: "UPath") -> list[str]:
     return [str(facts["size"]), digest.hexdigest()]
 
 
-def remote_errors() -> tuple[type[Exception], ...]:
-    """What a call to a remote place raises when it fails, whatever the back end."""
+def remote_errors(*more: type[Exception]) -> tuple[type[Exception], ...]:
+    """What a call to a remote place raises when it fails, whatever the back end.
+
+    Parameters
+    ----------
+    more : types
+        Errors to list along with them.
+    """
     loaded = [(sys.modules.get(module), name) for module, name in _FOREIGN]
-    return (OSError, *(getattr(module, name) for module, name in loaded if module))
+    foreign = [getattr(module, name) for module, name in loaded if module]
+    return (OSError, *foreign, *more)
 
 
 @contextmanager
@@ -197,6 +205,8 @@ def reaching(place: Place, kind: type[Exception]) -> Iterator[None]:
 
 def explain(place: Place, error: BaseException) -> str:
     """Why a place cannot be used and what helps, without secrets."""
+    if isinstance(place, Path) or not isinstance(error, remote_errors()):
+        return _plain(error)
     scheme = {"https": "http", "gcs": "gs"}.get(scheme_of(place), scheme_of(place))
     status = _status(error)
     credentials = _CREDENTIALS.get(scheme, "")
@@ -239,12 +249,11 @@ def _web_options(parts: SplitResult) -> dict[str, Any]:
     """What every request of a web URL sends along."""
     options: dict[str, Any] = {}
     if parts.query:
-        options["params"] = parts.query
+        options["params"] = parse_qsl(parts.query, keep_blank_values=True)
     if parts.username:
-        from aiohttp import BasicAuth
-
-        password = unquote(parts.password or "")
-        options["auth"] = BasicAuth(unquote(parts.username), password)
+        user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        coded = base64.b64encode(user.encode()).decode()
+        options["headers"] = {"Authorization": f"Basic {coded}"}
     return options
 
 

@@ -1,42 +1,67 @@
-"""Makes results appear whole or not at all: staging, fsync, rename, checksums."""
+"""Makes results appear whole or not at all: staging, fsync, rename, checksums.
+
+A store of objects knows no rename; there, what announces a result is written last.
+"""
 
 import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from glob import has_magic
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import orjson
 
 from wsi_pipeline.errors import ExportError
+from wsi_pipeline.places import (
+    STORES,
+    Place,
+    file_system,
+    list_objects,
+    reaching,
+    scheme_of,
+)
+
+if TYPE_CHECKING:
+    from upath import UPath
 
 STAGING = ".staging"
 """Folder beside a result in which it is built; safe to delete when nothing runs."""
 
 
 @contextmanager
-def staged(path: Path) -> Iterator[Path]:
+def staged[P: Place](path: P) -> Iterator[P]:
     """Build a file or folder aside and move it to its name when the block succeeds.
 
     Parameters
     ----------
-    path : Path
+    path : Path or UPath
         The final name. What stood there is replaced in one rename (files) or moved
-        aside first (folders).
+        aside first (folders); in a store it is removed first.
 
     Yields
     ------
-    Path
-        The name to write to, on the same file system; it does not exist yet.
+    Path or UPath
+        The name to write to, on the same file system; it does not exist yet. In a
+        store it is the final name: what the block writes to its folder `STAGING`
+        appears last, beside the rest, and is what announces the result.
 
     Raises
     ------
     ExportError
         If the folder cannot be written, or nothing was written.
     """
+    inner = _staged_aside(path) if isinstance(path, Path) else _staged_there(path)
+    with inner as temporary:
+        yield cast("P", temporary)
+
+
+@contextmanager
+def _staged_aside(path: Path) -> Iterator[Path]:
     staging = path.parent / STAGING
     make_folder(staging)
     temporary = staging / f"{uuid.uuid4().hex[:12]}-{path.name}"
@@ -56,7 +81,62 @@ def staged(path: Path) -> Iterator[Path]:
         _remove_if_empty(staging)
 
 
-def publish_bytes(path: Path, data: bytes) -> None:
+@contextmanager
+def _staged_there(place: "UPath") -> Iterator["UPath"]:
+    if scheme_of(place) not in STORES:
+        raise ExportError(f"{place}: cannot write there; choose s3:// or gs://")
+    remove(place)
+    try:
+        with reaching(place, ExportError):
+            yield place
+            _announce(place)
+    except BaseException:
+        with suppress(ExportError):  # the first failure is the one to tell
+            remove(place)
+        raise
+
+
+@contextmanager
+def drafted(place: Place, announcing: Collection[str]) -> Iterator[Path]:
+    """A local folder for what is small and has to be written by way of one.
+
+    Parameters
+    ----------
+    place : Path or UPath
+        What `staged` yields.
+    announcing : collection of str
+        Names of the files that announce the result.
+
+    Yields
+    ------
+    Path
+        The place itself where it is local; else a folder whose files are sent there
+        at the end, those that announce the result for `staged` to give their names.
+    """
+    if isinstance(place, Path):
+        yield place
+        return
+    with TemporaryDirectory() as folder:
+        yield Path(folder)
+        for file in list_files(Path(folder)):
+            name = file.relative_to(folder).as_posix()
+            parent = place / STAGING if name in announcing else place
+            publish_bytes(parent / name, file.read_bytes())
+
+
+def _announce(place: "UPath") -> None:
+    """Give what waits in the staging folder its names, the deepest first."""
+    waiting = place / STAGING
+    names = sorted(list_objects(waiting), key=lambda n: (-n.count("/"), n))
+    if not names:
+        raise ExportError(f"{place}: nothing was written")
+    files = file_system(place)
+    for name in names:
+        files.pipe_file((place / name).path, (waiting / name).read_bytes())
+    _delete(files, [(waiting / name).path for name in names])
+
+
+def publish_bytes(path: Place, data: bytes) -> None:
     """Write a file so that its name shows either the old or the new content.
 
     Raises
@@ -64,11 +144,15 @@ def publish_bytes(path: Path, data: bytes) -> None:
     ExportError
         If it cannot be written.
     """
+    if not isinstance(path, Path):  # a store shows whole objects only
+        with reaching(path, ExportError):
+            file_system(path).pipe_file(path.path, data)
+        return
     with staged(path) as temporary, temporary.open("wb") as stream:
         stream.write(data)
 
 
-def publish_json(path: Path, value: Any) -> None:  # Any: whatever orjson can write
+def publish_json(path: Place, value: Any) -> None:  # Any: whatever orjson can write
     """Write sorted, indented JSON, the same bytes for the same value."""
     publish_bytes(path, json_bytes(value))
 
@@ -79,7 +163,7 @@ def json_bytes(value: Any) -> bytes:  # Any: whatever orjson can write
     return orjson.dumps(value, option=options)
 
 
-def make_folder(path: Path) -> None:
+def make_folder(path: Place) -> None:
     """Make a folder, parents included; nothing happens where it is there.
 
     Raises
@@ -87,6 +171,8 @@ def make_folder(path: Path) -> None:
     ExportError
         If it cannot be made or written to.
     """
+    if not isinstance(path, Path):
+        return  # names in a store have no folders
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -97,12 +183,42 @@ def make_folder(path: Path) -> None:
         raise ExportError(f"{path}: no permission to write; choose another folder")
 
 
-def remove(path: Path) -> None:
-    """Delete a file or folder if it is there."""
-    if path.is_dir() and not path.is_symlink():
+def remove(path: Place) -> None:
+    """Delete a file or folder if it is there.
+
+    Raises
+    ------
+    ExportError
+        If a store cannot be reached or does not allow it.
+    """
+    if not isinstance(path, Path):
+        with reaching(path, ExportError):
+            _remove_objects(path)
+    elif path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def _remove_objects(place: "UPath") -> None:
+    """Delete objects, those directly in the folder first, which announce it."""
+    files = file_system(place)
+    names = list(list_objects(place))
+    for group in (
+        [name for name in names if "/" not in name],
+        [name for name in names if "/" in name],
+    ):
+        _delete(files, [(place / name if name else place).path for name in group])
+
+
+def _delete(files: Any, names: list[str]) -> None:  # Any: fsspec ships no types
+    """Delete objects by their exact names: fsspec takes lists of them for patterns."""
+    plain = [name for name in names if not has_magic(name)]
+    if plain:
+        files.rm(plain)
+    for name in names:
+        if has_magic(name):
+            files.rm_file(name)
 
 
 def discard(path: Path) -> None:
@@ -134,10 +250,51 @@ def list_files(root: Path) -> Iterator[Path]:
             yield path
 
 
-def sync_files(files: Iterable[Path]) -> None:
-    """Flush files to the disk."""
+class Upload:
+    """A new object that is gathered in memory until `settle` sends it.
+
+    Parameters
+    ----------
+    place : UPath
+        Its name.
+    """
+
+    def __init__(self, place: "UPath") -> None:
+        self.place = place
+        self._parts: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        """Append bytes."""
+        self._parts.append(data)
+
+    def content(self) -> bytes:
+        """All that was written."""
+        return b"".join(self._parts)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None: ...
+
+
+def settle(files: Iterable[Path | Upload]) -> None:
+    """Flush files to the disk; send uploads to their store, all at once.
+
+    Raises
+    ------
+    ExportError
+        If the store does not take them.
+    """
+    uploads = []
     for file in files:
-        _sync_folder(file)
+        if isinstance(file, Path):
+            _sync_folder(file)
+        else:
+            uploads.append(file)
+    if uploads:
+        place = uploads[0].place
+        with reaching(place, ExportError):
+            file_system(place).pipe({u.place.path: u.content() for u in uploads})
 
 
 def sync_tree(path: Path) -> None:

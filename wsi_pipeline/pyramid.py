@@ -26,10 +26,11 @@ from wsi_pipeline.ngff import (
     level_sizes,
     read_attributes,
 )
-from wsi_pipeline.publishing import publish_bytes
+from wsi_pipeline.places import Place, as_place, explain, remote_errors
+from wsi_pipeline.publishing import drafted, publish_bytes
 
-# What zarr and its codecs raise on a lost, cut or flipped chunk.
-_DAMAGE = (RuntimeError, ValueError, OSError, KeyError)
+# What zarr and its codecs raise on a lost, cut or flipped chunk, beside OSError.
+_DAMAGE = (RuntimeError, ValueError, KeyError)
 
 
 class Multiscale:
@@ -37,7 +38,7 @@ class Multiscale:
 
     Parameters
     ----------
-    path : Path
+    path : Path or UPath
         Folder of the OME-Zarr group. Handles are picklable: only the path is kept.
 
     Raises
@@ -46,7 +47,7 @@ class Multiscale:
         If the folder holds no pyramid written by this package.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Place) -> None:
         self.path = path
         try:
             self.version, attributes = read_attributes(path)
@@ -58,8 +59,9 @@ class Multiscale:
                 for i, (w, h) in enumerate(facts["level_sizes_px"])
             )
             self._label = attributes.get("image-label")
-        except OSError as error:
-            raise PyramidError(f"{path}: no OME-Zarr there ({error})") from error
+        except remote_errors() as error:
+            why = explain(path, error)
+            raise PyramidError(f"{path}: no OME-Zarr there ({why})") from error
         except (KeyError, TypeError, ValueError) as error:
             raise PyramidError(
                 f"{path}: not a pyramid of this package ({error!r}); "
@@ -136,14 +138,14 @@ class Pyramid(Multiscale):
 
     @classmethod
     def create(
-        cls, path: Path, source: Source, base_downsample: int, layout: Layout
+        cls, path: Place, source: Source, base_downsample: int, layout: Layout
     ) -> Self:
         """Write metadata and empty arrays.
 
         Parameters
         ----------
-        path : Path
-            Folder that does not exist yet.
+        path : Path or UPath
+            Folder that does not exist yet, as `staged` yields it.
         base_downsample : int
             Level-0 pixels per pixel of the pyramid's base, a power of two.
         layout : Layout
@@ -155,10 +157,13 @@ class Pyramid(Multiscale):
         """
         sizes = level_sizes(source.size_px, base_downsample)
         documents = image_documents(layout.version, source, base_downsample, sizes)
-        group = _create_group(path, documents)
-        for index, size in enumerate(sizes):
-            layout.create_level(group, index, size)
-        return cls(path)
+        with drafted(path, documents) as folder:
+            group = _create_group(folder, documents)
+            for index, size in enumerate(sizes):
+                layout.create_level(group, index, size)
+            pyramid = cls(folder)
+        pyramid.path = path
+        return pyramid
 
     def read(
         self, box: Box, mpp: float, size_px: tuple[int, int] | None = None
@@ -215,7 +220,7 @@ class Pyramid(Multiscale):
         return out
 
     @property
-    def labels_path(self) -> Path:
+    def labels_path(self) -> Place:
         """Folder of the label images that belong to this pyramid."""
         return self.path / "labels"
 
@@ -236,7 +241,7 @@ class Pyramid(Multiscale):
 class MaskPyramid(Multiscale):
     """A label pyramid, (y, x) uint8, on the grid of an image pyramid's levels."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Place) -> None:
         super().__init__(path)
         label = self._label
         if label is None:
@@ -308,15 +313,22 @@ class MaskPyramid(Multiscale):
         return {int(v): int(totals[v]) for v in np.flatnonzero(totals)}
 
 
-def open_pyramid(path: Path | str) -> Pyramid:
+def open_pyramid(path: Place | str) -> Pyramid:
     """Open the image pyramid that `tile_slide` wrote.
+
+    Parameters
+    ----------
+    path : Path, UPath or str
+        Its folder, or a URL (``s3://``, ``gs://``, ``https://``).
 
     Raises
     ------
     PyramidError
         If the folder holds none.
+    ConfigError
+        If it is a URL whose package is not installed.
     """
-    return Pyramid(Path(path))
+    return Pyramid(as_place(path))
 
 
 def _create_group(path: Path, documents: Mapping[str, bytes]) -> zarr.Group:
@@ -327,15 +339,17 @@ def _create_group(path: Path, documents: Mapping[str, bytes]) -> zarr.Group:
     return zarr.open_group(path, mode="r+")
 
 
-def _open_array(path: Path, mode: Any) -> Any:  # Any: zarr's literal type and indexing
+def _open_array(path: Place, mode: Any) -> Any:  # Any: zarr's literal type, indexing
     try:
         return zarr.open_array(path, mode=mode, config=STRICT)
-    except (OSError, ValueError) as error:
-        raise PyramidError(f"{path}: no array there ({error})") from error
+    except remote_errors(ValueError) as error:
+        why = explain(path, error)
+        raise PyramidError(f"{path}: no array there ({why})") from error
 
 
-def _read(array: Any, box: Box, path: Path) -> NDArray[np.uint8]:
+def _read(array: Any, box: Box, path: Place) -> NDArray[np.uint8]:
     try:
         return np.asarray(array[..., box.rows, box.columns])
-    except _DAMAGE as error:
-        raise PyramidError(f"{path}: damaged, {box} cannot be read: {error}") from error
+    except remote_errors(*_DAMAGE) as error:
+        why = explain(path, error)
+        raise PyramidError(f"{path}: damaged, {box} cannot be read: {why}") from error

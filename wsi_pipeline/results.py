@@ -8,6 +8,8 @@ from typing import Any, Literal, Self
 
 import orjson
 
+from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.places import Place, list_objects, remote_errors
 from wsi_pipeline.publishing import (
     list_files,
     make_folder,
@@ -58,26 +60,66 @@ class SlideFolder:
 
     Parameters
     ----------
-    path : Path
-        ``<results>/<slide_id>``.
+    place : Path or UPath
+        ``<results>/<slide_id>``; what tiling makes may be remote.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.pyramid = path / "slide.ome.zarr"
-        self.tissue = path / "tissue.png"
-        self.patches = path / "patches.parquet"
-        self.selection = path / "selection.parquet"
-        self.predictions = path / "predictions.zarr"
-        self.thumbnail = path / "thumbnail.png"
-        self.attention = path / "attention.png"
-        self.overlay = path / "overlay.png"
-        self.manifest = path / "manifest.json"
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.pyramid: Place = place / "slide.ome.zarr"
+        self.thumbnail: Place = place / "thumbnail.png"
+        self.manifest: Place = place / "manifest.json"
 
     @property
     def slide_id(self) -> str:
         """The folder's name."""
-        return self.path.name
+        return self.place.name
+
+    @property
+    def path(self) -> Path:
+        """The folder, which all stages but tiling need on this machine.
+
+        Raises
+        ------
+        ConfigError
+            If it is remote.
+        """
+        if not isinstance(self.place, Path):
+            raise ConfigError(
+                f"{self.place}: `wsi tile` can write there; the other stages keep "
+                "their results in a local folder"
+            )
+        return self.place
+
+    @property
+    def tissue(self) -> Path:
+        """The tissue mask."""
+        return self.path / "tissue.png"
+
+    @property
+    def patches(self) -> Path:
+        """The grid of patches."""
+        return self.path / "patches.parquet"
+
+    @property
+    def selection(self) -> Path:
+        """Scores of patches, and which are chosen."""
+        return self.path / "selection.parquet"
+
+    @property
+    def predictions(self) -> Path:
+        """What the nets put out."""
+        return self.path / "predictions.zarr"
+
+    @property
+    def attention(self) -> Path:
+        """Picture of the scores."""
+        return self.path / "attention.png"
+
+    @property
+    def overlay(self) -> Path:
+        """Picture of the classes."""
+        return self.path / "overlay.png"
 
     def prepare(self) -> None:
         """Make the folder.
@@ -87,36 +129,40 @@ class SlideFolder:
         ExportError
             If it cannot be written.
         """
-        make_folder(self.path)
+        make_folder(self.place)
 
     def label(self, name: str) -> Path:
         """Folder of a label image."""
-        return self.pyramid / "labels" / name
+        return self.path / "slide.ome.zarr" / "labels" / name
+
+    def name_of(self, place: Place) -> str:
+        """Name of something in the folder, relative to it."""
+        return str(place).removeprefix(str(self.place)).lstrip("/")
 
     def record(self, verb: str) -> StageRecord | None:
         """The record of a stage, or None where it has not been published."""
-        file = self.path / "stages" / f"{verb}.json"
+        file = self.place / "stages" / f"{verb}.json"
         try:
             data = orjson.loads(file.read_bytes())
             return StageRecord(**data)
-        except (OSError, orjson.JSONDecodeError, TypeError, KeyError):
+        except remote_errors(orjson.JSONDecodeError, TypeError, KeyError):
             return None
 
     def holds(self, record: StageRecord) -> bool:
         """Whether everything that a stage published is there, in its full size."""
         return all(
-            size_of(self.path / name) == size for name, size in record.outputs.items()
+            size_of(self.place / name) == size for name, size in record.outputs.items()
         )
 
     def withdraw(self, verbs: Sequence[str]) -> None:
         """Take back the manifest and the records of stages that are made anew."""
         remove(self.manifest)
         for verb in reversed(verbs):
-            remove(self.path / "stages" / f"{verb}.json")
+            remove(self.place / "stages" / f"{verb}.json")
 
     def publish_record(self, record: StageRecord) -> None:
         """Write a stage's record: the stage counts as published from here on."""
-        publish_json(self.path / "stages" / f"{record.verb}.json", asdict(record))
+        publish_json(self.place / "stages" / f"{record.verb}.json", asdict(record))
 
 
 @dataclass(frozen=True)
@@ -172,8 +218,12 @@ class Manifest:
             return None
 
 
-def size_of(path: Path) -> int:
+def size_of(path: Place) -> int:
     """Bytes of a file, or of all files of a folder but its labels; -1 if missing."""
+    if not isinstance(path, Path):
+        sizes = list_objects(path)
+        images = [n for name, n in sizes.items() if not name.startswith("labels/")]
+        return sum(images) if sizes else -1
     if path.is_file():
         return path.stat().st_size
     if not path.is_dir():

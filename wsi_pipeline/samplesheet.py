@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.places import Place, as_place, is_url
 from wsi_pipeline.readers.discovery import find_slides, slide_id
 
 _SAMPLE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
@@ -19,7 +20,7 @@ class Entry:
 
     Parameters
     ----------
-    path : Path
+    path : Path or UPath
         The file.
     slide_id : str
         Name of its results folder.
@@ -31,36 +32,38 @@ class Entry:
         The user's tissue mask from the samplesheet.
     """
 
-    path: Path
+    path: Place
     slide_id: str
     skip: str = ""
     mpp: float | None = None
     tissue: Path | None = None
 
 
-def list_entries(slides: Sequence[Path]) -> Iterator[Entry]:
+def list_entries(slides: Sequence[Place | str]) -> Iterator[Entry]:
     """Yield every file of a batch once, with its id.
 
     Parameters
     ----------
-    slides : sequence of Path
-        Slides, folders, globs, or one samplesheet.
+    slides : sequence of Path, UPath or str
+        Slides, folders, globs, URLs, or one samplesheet.
 
     Raises
     ------
     ConfigError
-        If two files get the same id, or the samplesheet is wrong.
+        If two files get the same id, the samplesheet is wrong, or a URL's package is
+        not installed.
     SlideError
-        If a path does not exist.
+        If a path does not exist or cannot be reached.
     """
-    if len(slides) == 1 and slides[0].suffix.lower() == ".csv" and slides[0].is_file():
-        entries = read_samplesheet(slides[0])
+    sheet = _samplesheet(slides)
+    if sheet:
+        entries = read_samplesheet(sheet)
     else:
         entries = [
             Entry(c.path, slide_id(c), skip=c.reason if c.kind == "skip" else "")
             for c in find_slides(slides)
         ]
-    seen: dict[str, Path] = {}
+    seen: dict[str, Place] = {}
     for entry in entries:
         # file systems that fold case would let two such slides share a folder
         other = seen.get(entry.slide_id.lower())
@@ -72,6 +75,14 @@ def list_entries(slides: Sequence[Path]) -> Iterator[Entry]:
             )
         seen[entry.slide_id.lower()] = entry.path
         yield entry
+
+
+def _samplesheet(slides: Sequence[Place | str]) -> Path | None:
+    """The one file given, if it is a samplesheet."""
+    if len(slides) != 1 or is_url(slides[0]):
+        return None
+    path = Path(str(slides[0]))
+    return path if path.suffix.lower() == ".csv" and path.is_file() else None
 
 
 def pick_samples(entries: list[Entry], only: Sequence[str]) -> list[Entry]:
@@ -93,7 +104,7 @@ def pick_samples(entries: list[Entry], only: Sequence[str]) -> list[Entry]:
 
 
 def read_samplesheet(path: Path) -> list[Entry]:
-    """Read ``sample,slide[,mpp,tissue,label]``; paths are relative to the sheet.
+    """Read ``sample,slide[,mpp,tissue,label]``: URLs, or paths relative to the sheet.
 
     Raises
     ------
@@ -130,7 +141,7 @@ def read_samplesheet(path: Path) -> list[Entry]:
             raise ConfigError(f"{where}: no such tissue mask: {mask}")
         entries.append(
             Entry(
-                path.parent / slide,
+                as_place(slide) if is_url(slide) else path.parent / slide,
                 sample,
                 mpp=_positive(row.get("mpp"), where),
                 tissue=mask,

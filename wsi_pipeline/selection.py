@@ -3,7 +3,6 @@
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +13,7 @@ from wsi_pipeline.geometry import Box
 from wsi_pipeline.models.cards import ModelFolder, SelectorCard
 from wsi_pipeline.models.scoring import PatchScorer, open_scorer
 from wsi_pipeline.models.selector import choose_patches
+from wsi_pipeline.places import Place
 from wsi_pipeline.pyramid import Pyramid
 from wsi_pipeline.regions import PatchGrid, Selection
 
@@ -137,7 +137,7 @@ def _read_batches(
 class _BlockReader(Pyramid):
     """A pyramid that is read in whole blocks, the last few of which are kept."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Place) -> None:
         super().__init__(path)
         self._kept: OrderedDict[tuple[int, int, int], NDArray[np.uint8]] = OrderedDict()
 

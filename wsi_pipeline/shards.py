@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from wsi_pipeline.direct import DirectFile
 from wsi_pipeline.geometry import Box
 from wsi_pipeline.layout import Layout
+from wsi_pipeline.places import Place
+from wsi_pipeline.publishing import Upload
 
 _ABSENT = 2**64 - 1
 
@@ -23,7 +25,7 @@ class BlockLevel:
 
     Parameters
     ----------
-    path : Path
+    path : Path or UPath
         Folder of the level's array.
     layout : Layout
         How it lies on disk.
@@ -37,7 +39,8 @@ class BlockLevel:
 
     Notes
     -----
-    Memory: 2 MiB and one compressed chunk; each is written as it comes.
+    Memory: 2 MiB and one compressed chunk; each is written as it comes. Where the
+    folder is remote, all of the share, compressed.
 
     References
     ----------
@@ -45,7 +48,7 @@ class BlockLevel:
     """
 
     def __init__(
-        self, path: Path, layout: Layout, level: int, box: Box, disk: Executor
+        self, path: Place, layout: Layout, level: int, box: Box, disk: Executor
     ) -> None:
         self._path = path
         self._layout = layout
@@ -56,14 +59,14 @@ class BlockLevel:
         self._index = np.full((across, across, 2), _ABSENT, "<u8")
         self._size = 0
         self._disk = disk
-        self.files: list[Path] = []
-        """Files written, not yet flushed to the disk."""
+        self.files: list[Path | Upload] = []
+        """Files written, for `settle` to bring home."""
 
     def __enter__(self) -> Self:
         if self._layout.version == "0.5":
             x, y = self._corner
             key = f"c/0/{y // self._side}/{x // self._side}"
-            self._shard = DirectFile(self._new(key), self._disk)
+            self._shard = self._shard_file(key)
         return self
 
     def __exit__(self, kind: object, *rest: object) -> None:
@@ -94,7 +97,7 @@ class BlockLevel:
             return
         for colour, plane in enumerate(planes):
             key = f"{colour}/{y // side}/{x // side}"
-            self._new(key).write_bytes(self._codec.encode(plane))
+            self._put_file(key, self._codec.encode(plane))
 
     def put_encoded(self, x: int, y: int, data: bytes) -> None:
         """Add a chunk of the shard that is compressed already."""
@@ -104,9 +107,22 @@ class BlockLevel:
         self._shard.write(data)
         self._size += len(data)
 
-    def _new(self, key: str) -> Path:
-        """Path of a new file, in a folder that is there."""
-        file = self._path / key
-        file.parent.mkdir(parents=True, exist_ok=True)
+    def _shard_file(self, key: str) -> DirectFile | Upload:
+        file = self._new(key)
+        return DirectFile(file, self._disk) if isinstance(file, Path) else file
+
+    def _put_file(self, key: str, data: bytes) -> None:
+        file = self._new(key)
+        if isinstance(file, Path):
+            file.write_bytes(data)
+        else:
+            file.write(data)
+
+    def _new(self, key: str) -> Path | Upload:
+        """A new file, in a folder that is there, or a new object."""
+        place = self._path / key
+        if isinstance(place, Path):
+            place.parent.mkdir(parents=True, exist_ok=True)
+        file = place if isinstance(place, Path) else Upload(place)
         self.files.append(file)
         return file

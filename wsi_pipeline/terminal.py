@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from wsi_pipeline.places import Place
 from wsi_pipeline.publishing import printable
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Terminal(logging.Handler):
         """Print a line that an act logs."""
         self.console.print(f"  {record.getMessage()}", markup=False, highlight=False)
 
-    def started(self, number: int, total: int, path: Path) -> None:
+    def started(self, number: int, total: int, path: Place) -> None:
         """Announce a slide of a batch."""
         self._stage = ""
         if not self.console.is_terminal:

@@ -108,7 +108,8 @@ def choose_backends(path: Place, head: bytes) -> tuple[str, ...]:
     -----
     Plain TIFF and SVS are read natively, since OpenSlide interpolates levels whose
     downsample is no whole number. Not so JPEG 2000, colour spaces that need a
-    conversion, and Aperio levels with holes, which OpenSlide fills from finer levels.
+    conversion, and Aperio pyramids with holes: OpenSlide fills holes from finer levels,
+    and what covers them in the next level, where such tiles are sometimes corrupt.
     What OpenSlide does not know is read natively if it is a TIFF.
     """
     if not isinstance(path, Path):

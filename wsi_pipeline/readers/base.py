@@ -8,6 +8,7 @@ import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
@@ -157,10 +158,13 @@ class BackendSlide[H: Handle](ABC):
         except self.errors as error:
             if self._handles.get(pid) is handle:
                 self._handles.pop(pid, None)
+            cure = "the file is damaged there: copy it again from the scanner"
+            if not isinstance(self._info.path, Path):
+                cure = "the connection failed, or the file is damaged there: try again"
             raise SlideError(
                 f"{self._info.path.name}: cannot be read at level {level}, {box.w} x "
-                f"{box.h} px at ({box.x}, {box.y}) of that level ({plain(error)}); the "
-                "file is damaged there: copy it again from the scanner"
+                f"{box.h} px at ({box.x}, {box.y}) of that level ({plain(error)}); "
+                f"{cure}"
             ) from error
 
     def __enter__(self) -> Self:
@@ -207,6 +211,14 @@ def pyramid_levels(sizes_px: list[tuple[int, int]]) -> tuple[Level, ...]:
     return tuple(levels)
 
 
+def has_proportions(level: Level, size_px: tuple[int, int]) -> bool:
+    """Whether a level has the proportions of level 0: within 2 of its pixels or 5 %."""
+    return all(
+        abs(side * level.downsample - side0) <= max(2 * level.downsample, 0.05 * side0)
+        for side, side0 in zip(level.size_px, size_px, strict=True)
+    )
+
+
 def check_geometry(name: str, info: SlideInfo) -> None:
     """Refuse impossible geometry.
 
@@ -229,11 +241,8 @@ def check_geometry(name: str, info: SlideInfo) -> None:
         )
     last = 0.0
     for number, level in enumerate(info.levels):
-        w, h = level.size_px
-        slack = 2 * level.downsample
-        if abs(w * level.downsample - w0) > max(slack, 0.05 * w0) or abs(
-            h * level.downsample - h0
-        ) > max(slack, 0.05 * h0):
+        if not has_proportions(level, info.size_px):
+            w, h = level.size_px
             raise SlideError(
                 f"{name}: level {number} is {w} x {h} px, which does not have the "
                 f"proportions of the full image ({w0} x {h0} px); the file is damaged"

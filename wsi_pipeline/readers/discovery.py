@@ -1,4 +1,4 @@
-"""Turns what the user names (files, folders, patterns) into a list of slides.
+"""Turns what the user names (files, folders, patterns, URLs) into a list of slides.
 
 Every file below a folder gets one row: a slide, or skipped with the reason.
 """
@@ -11,10 +11,23 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from glob import glob, has_magic
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from wsi_pipeline.errors import SlideError
+from wsi_pipeline.places import (
+    STORES,
+    Place,
+    as_place,
+    file_system,
+    is_url,
+    list_objects,
+    reaching,
+    scheme_of,
+)
 from wsi_pipeline.readers.dicom import DicomFacts, read_dicom_facts
+
+if TYPE_CHECKING:
+    from upath import UPath
 
 _TIFFS = (".svs", ".tif", ".tiff", ".btf", ".ndpi", ".scn", ".bif", ".qptiff")
 SLIDE_EXTENSIONS = (*_TIFFS, ".svslide", ".mrxs", ".dcm", ".vms", ".vmu", ".czi")
@@ -28,9 +41,9 @@ class Candidate:
 
     Parameters
     ----------
-    path : Path
+    path : Path or UPath
         The file, as reached; links are not resolved.
-    root : Path
+    root : Path or UPath
         The folder that was given, or the file's own: the id is relative to it.
     kind : str
         "slide", or "skip" for a file that is none.
@@ -38,21 +51,21 @@ class Candidate:
         Why it is skipped; empty for a slide.
     """
 
-    path: Path
-    root: Path
+    path: Place
+    root: Place
     kind: Literal["slide", "skip"]
     reason: str = ""
 
 
-def find_slides(paths: Sequence[Path | str]) -> list[Candidate]:
-    """List the slides that files, folders and patterns lead to.
+def find_slides(paths: Sequence[Place | str]) -> list[Candidate]:
+    """List the slides that files, folders, patterns and URLs lead to.
 
     Parameters
     ----------
-    paths : sequence of Path or str
+    paths : sequence of Path, UPath or str
         Files; folders, searched to the bottom; patterns (``*``, ``?``, ``[...]``,
         ``**``) that the shell did not expand. A pattern's root is its part before
-        the first wildcard.
+        the first wildcard. URLs of files, and of folders in a store.
 
     Returns
     -------
@@ -64,12 +77,15 @@ def find_slides(paths: Sequence[Path | str]) -> list[Candidate]:
     Raises
     ------
     SlideError
-        If a path does not exist, or a pattern matches nothing.
+        If a path does not exist or cannot be reached, or a pattern matches nothing.
+    ConfigError
+        If a URL is of an unknown kind, or its package is not installed.
     """
     found: dict[Path, Candidate] = {}
     for given in paths:
-        for row in _expand(Path(given)):
-            found.setdefault(Path(os.path.normpath(row.path.absolute())), row)
+        for row in _expand(as_place(given) if is_url(given) else Path(str(given))):
+            name = os.path.normpath(_plain(row.path).absolute())
+            found.setdefault(Path(name), row)
     rows = _mark_doubles(_mark_companions(list(found.values())))
     return _mark_twins(_widen_roots(rows))
 
@@ -89,7 +105,7 @@ def slide_id(candidate: Candidate) -> str:
         to the root (POSIX, NFC): at most 100 characters, never hidden, equal on every
         machine, and different for equal stems in different folders.
     """
-    relative = os.path.relpath(candidate.path, candidate.root)
+    relative = os.path.relpath(_plain(candidate.path), _plain(candidate.root))
     text = unicodedata.normalize("NFC", Path(relative).as_posix())
     digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]
     plain = unicodedata.normalize("NFKD", candidate.path.stem)
@@ -98,8 +114,18 @@ def slide_id(candidate: Candidate) -> str:
     return f"{stem[: _MAX_ID - 9] or 'slide'}-{digest}"
 
 
-def _expand(given: Path) -> Iterator[Candidate]:
-    if given.is_dir():
+def _plain(place: Place) -> Path:
+    """A name by which places are compared and made relative to each other."""
+    if isinstance(place, Path):
+        return place
+    scheme, _, rest = str(place).partition("://")
+    return Path("/", f"{scheme}:", rest.lstrip("/"))
+
+
+def _expand(given: Place) -> Iterator[Candidate]:
+    if not isinstance(given, Path):
+        yield from _expand_remote(given)
+    elif given.is_dir():
         if given.suffix == ".zarr":
             yield Candidate(
                 given, given.parent, "skip", "an OME-Zarr, not a slide file"
@@ -112,6 +138,29 @@ def _expand(given: Path) -> Iterator[Candidate]:
         yield from _match(given)
     else:
         raise SlideError(f"{given.name}: not found; check the path {given}")
+
+
+def _expand_remote(given: "UPath") -> Iterator[Candidate]:
+    """One object, or those below a name in a store; the web cannot be listed."""
+    names = [""]
+    if scheme_of(given) in STORES:
+        with reaching(given, SlideError):
+            if file_system(given).info(given.path)["type"] == "directory":
+                names = list(list_objects(given))
+    if names == [""]:
+        yield _judge(given, given.parent)
+        return
+    pyramids = set()
+    for steps in sorted(name.split("/") for name in names):
+        ends = [i for i, step in enumerate(steps, 1) if step.endswith(".zarr")]
+        place = given.joinpath(*steps[: ends[0] if ends else None])
+        if any(step.startswith(".") for step in steps) or place in pyramids:
+            continue
+        if ends:
+            pyramids.add(place)
+            yield Candidate(place, given, "skip", _ZARR)
+        else:
+            yield _judge(place, given)
 
 
 def _match(pattern: Path) -> Iterator[Candidate]:
@@ -155,14 +204,15 @@ def _walk(
             yield from _walk(entry, root, (*above, identity))
 
 
-def _judge(path: Path, root: Path) -> Candidate:
+def _judge(path: Place, root: Place) -> Candidate:
     """Slide or not, by the name; files without an extension by their first bytes."""
     extension = path.suffix.lower()
-    if path.exists() and not path.is_file():
-        return Candidate(path, root, "skip", "not a regular file")
+    if isinstance(path, Path):
+        if path.exists() and not path.is_file():
+            return Candidate(path, root, "skip", "not a regular file")
+        if not extension and read_dicom_facts(path) is not None:
+            return Candidate(path, root, "slide")
     if extension in SLIDE_EXTENSIONS:
-        return Candidate(path, root, "slide")
-    if not extension and read_dicom_facts(path) is not None:
         return Candidate(path, root, "slide")
     what = extension or "no extension"
     return Candidate(path, root, "skip", f"not a slide format ({what})")
@@ -176,7 +226,7 @@ def _mark_companions(rows: list[Candidate]) -> list[Candidate]:
         if r.path.suffix.lower() == ".mrxs"
     }
     facts = {r.path: f for r in rows if (f := _dicom_facts(r)) is not None}
-    mains: dict[tuple[Path, str], Path] = {}
+    mains: dict[tuple[Place, str], Place] = {}
     for path, fact in sorted(facts.items(), key=lambda item: item[0].name):
         series = path.parent, fact.series
         best = mains.get(series)
@@ -198,7 +248,9 @@ def _mark_companions(rows: list[Candidate]) -> list[Candidate]:
 
 
 def _dicom_facts(row: Candidate) -> DicomFacts | None:
-    if row.kind == "skip" or row.path.suffix.lower() not in (".dcm", ""):
+    if not isinstance(row.path, Path) or row.kind == "skip":
+        return None
+    if row.path.suffix.lower() not in (".dcm", ""):
         return None
     return read_dicom_facts(row.path)
 
@@ -212,7 +264,7 @@ def _mark_doubles(rows: list[Candidate]) -> list[Candidate]:
     first: dict[Path, str] = {}
     marked = []
     for row in rows:
-        if row.kind == "slide" and row.path.exists():
+        if row.kind == "slide" and isinstance(row.path, Path) and row.path.exists():
             real = row.path.resolve()
             if real in first:
                 reason = f"the same file as {first[real]}"
@@ -236,7 +288,7 @@ def _widen_roots(rows: list[Candidate]) -> list[Candidate]:
         if row.kind == "slide":
             by_id.setdefault(slide_id(row), []).append(row)
     roots = {
-        row.path: Path(os.path.commonpath([r.path.absolute() for r in group]))
+        row.path: Path(os.path.commonpath([_plain(r.path).absolute() for r in group]))
         for group in by_id.values()
         if len(group) > 1
         for row in group

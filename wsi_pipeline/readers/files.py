@@ -80,8 +80,9 @@ def check_file(path: Place) -> bytes:
     for magic, kind in PICTURES.items():
         if head.startswith(magic):
             raise NotASlideError(f"{path.name}: is a {kind}, not a slide; leave it out")
-    if path.suffix.lower() == ".mrxs" and isinstance(path, Path):
-        _check_mirax(path)
+    if path.suffix.lower() == ".mrxs":
+        if isinstance(path, Path):
+            _check_mirax(path)
     elif head.startswith(b"\xff\xd8\xff") and path.suffix.lower() not in (".vms",):
         raise NotASlideError(
             f"{path.name}: is a JPEG picture, not a slide; leave it out"

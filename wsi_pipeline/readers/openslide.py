@@ -20,6 +20,7 @@ from openslide.lowlevel import _read_region
 
 from wsi_pipeline.errors import NotASlideError, SlideError
 from wsi_pipeline.geometry import Box
+from wsi_pipeline.places import Place
 from wsi_pipeline.readers.base import (
     PARSER_ERRORS,
     BackendSlide,
@@ -29,6 +30,7 @@ from wsi_pipeline.readers.base import (
     pyramid_levels,
 )
 from wsi_pipeline.readers.scale import StatedScale, choose_scale
+from wsi_pipeline.readers.tiff_doubts import file_doubts
 from wsi_pipeline.slide import SlideInfo
 
 _DICOM_CODECS = {
@@ -69,7 +71,7 @@ class OpenSlideHandle:
     that reads 5 bytes for each pixel of a block of `READ_PX`.
     """
 
-    def __init__(self, path: Path, background: tuple[int, int, int]) -> None:
+    def __init__(self, path: Place, background: tuple[int, int, int]) -> None:
         self._slide = lowlevel.open(path)
         lowlevel.set_cache(self._slide, _tile_cache(os.getpid()))
         self._downsamples = [
@@ -162,6 +164,7 @@ def open_with_openslide(path: Path, given: GivenScale) -> OpenSlideReader:
         raise SlideError(f"{path.name}: {_refusal(str(error))}") from error
     if not sizes or min(min(size) for size in sizes) < 1:
         raise SlideError(f"{path.name}: states an image without pixels; {_COPY}")
+    doubts = file_doubts(path)
     vendor = facts.get("openslide.vendor", "unknown")
     scale, source, warnings = choose_scale(path.name, _stated(facts), given)
     levels = pyramid_levels(sizes)
@@ -179,7 +182,7 @@ def open_with_openslide(path: Path, given: GivenScale) -> OpenSlideReader:
         ),
         compression=_compression(facts),
         background=_colour(facts.get("openslide.background-color", "")),
-        warnings=warnings,
+        warnings=(*warnings, *doubts),
         read_px=READ_PX,
     )
     check_geometry(path.name, info)

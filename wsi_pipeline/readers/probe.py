@@ -17,6 +17,7 @@ from typing import Any, Self
 
 from wsi_pipeline.errors import SlideError, WsiError
 from wsi_pipeline.geometry import Box
+from wsi_pipeline.places import Place, as_place
 from wsi_pipeline.readers import open_slide
 from wsi_pipeline.slide import Slide, SlideInfo
 
@@ -64,7 +65,7 @@ class Prober:
 
     def probe(
         self,
-        path: Path | str,
+        path: Place | str,
         *,
         mpp: float | None = None,
         mpp_source: str = "--mpp",
@@ -87,10 +88,11 @@ class Prober:
             What `open_slide` raises, of the same kind; or that the reader crashed,
             took too long or too much memory.
         """
-        name = Path(path).name
+        place = as_place(path)
+        name = place.name
         self._start()
         try:
-            self._pipe.send((Path(path), mpp, mpp_source, backend))
+            self._pipe.send((place, mpp, mpp_source, backend))
             if not self._pipe.poll(self._options.timeout_s):
                 self.close()
                 raise SlideError(
@@ -172,7 +174,7 @@ class Prober:
 
 
 def probe_slide(
-    path: Path | str,
+    path: Place | str,
     *,
     mpp: float | None = None,
     mpp_source: str = "--mpp",
@@ -244,7 +246,7 @@ def serve() -> None:
 
 
 def _look(
-    path: Path, mpp: float | None, mpp_source: str, backend: str | None
+    path: Place, mpp: float | None, mpp_source: str, backend: str | None
 ) -> SlideInfo | WsiError | str:
     try:
         with open_slide(path, mpp=mpp, mpp_source=mpp_source, backend=backend) as slide:

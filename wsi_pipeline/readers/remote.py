@@ -9,13 +9,13 @@ from wsi_pipeline.readers.base import JPEG_2000
 from wsi_pipeline.readers.files import TIFF_MAGIC, check_extension
 from wsi_pipeline.readers.tiff_layout import JPEG, YCBCR, Layout
 
-# what tifffile calls formats that OpenSlide does not read as plain tiles
-_VENDORS = {
+_MAKERS = {
     "ndpi": "Hamamatsu NDPI",
     "scn": "Leica SCN",
     "bif": "Ventana BIF",
     "philips": "Philips TIFF",
     "avs": "Argos AVS",
+    "trestle": "Trestle TIFF",
 }
 _CURE = "download it first: over the network only plain tiled TIFF and SVS are read"
 
@@ -53,15 +53,12 @@ def check_layout(place: Place, layout: Layout) -> None:
         For formats of scanners other than Aperio, JPEG 2000, colour spaces that need
         a conversion, and Aperio levels with holes: only OpenSlide reads them right.
     """
-    vendor = _VENDORS.get(layout.kind)
-    if layout.software.startswith("MedScan"):
-        vendor = "Trestle TIFF"
-    if vendor:
-        raise SlideError(f"{place.name}: is a {vendor}; {_CURE}")
+    if layout.maker:
+        raise SlideError(f"{place.name}: is a {_MAKERS[layout.maker]}; {_CURE}")
     if layout.compression in JPEG_2000:
         raise SlideError(f"{place.name}: is compressed as JPEG 2000; {_CURE}")
     converted = layout.photometric == YCBCR and layout.compression != JPEG
     if converted or layout.photometric > YCBCR:
         raise SlideError(f"{place.name}: needs its colours converted; {_CURE}")
     if layout.kind == "svs" and layout.has_holes:
-        raise SlideError(f"{place.name}: has holes in its coarser levels; {_CURE}")
+        raise SlideError(f"{place.name}: has tiles that were not scanned; {_CURE}")

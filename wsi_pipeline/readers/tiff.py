@@ -5,6 +5,7 @@ refuses: WebP, Zstandard, OME-TIFF, strips, colours in separate planes.
 """
 
 import os
+import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -38,6 +39,7 @@ from wsi_pipeline.slide import JpegTiles, SlideInfo
 
 WHITE = (255, 255, 255)
 _REMOTE_READ_PX = 2048  # 64 tiles at once, as requests take longer than decoding
+_END = b"\xff\xd9"  # of a JPEG; what a scan may hold of 0xFF is followed by 0
 # vendors whose pixel size tiffslide takes from their own metadata, not from TIFF tags
 _OWN_SCALE = ("hamamatsu", "leica", "philips_tiff")
 
@@ -76,6 +78,17 @@ class TiffSlideReader(BackendSlide["TiffHandle"]):
         return self._guarded(lambda handle: handle.stored_bytes(inside), box, 0)
 
 
+class _Room:
+    """Memory for one tile, used again and again: it stays in the cache.
+
+    In fresh memory, decoding takes a third longer.
+    """
+
+    def __init__(self, h: int, w: int, samples: int) -> None:
+        self.tile = np.empty((h, w, samples), np.uint8)
+        self.colours = [np.empty((h, w), np.uint8) for _ in range(samples)]
+
+
 class TiffHandle:
     """An open file and the byte ranges of its tiles.
 
@@ -88,6 +101,7 @@ class TiffHandle:
     def __init__(self, path: Place, layout: Layout) -> None:
         self._layout = layout
         self._ranges = ranges_of(path)
+        self._rooms = threading.local()
 
     def read_planes(self, box: Box, level: int) -> NDArray[np.uint8]:
         """(3, h, w) uint8 RGB of a box inside a level; each tile is decoded once."""
@@ -97,8 +111,8 @@ class TiffHandle:
         for number, plane in enumerate(planes):
             first = number if len(planes) > 1 else 0
             tiles = _tiles(plane, box)
-            data = self._fetch(plane, [index for index, _, _ in tiles])
-            _paint(out, box, plane, tiles, data, first)
+            data = self._fetch(plane, [tile[0] for tile in tiles])
+            _paint(out, plane, tiles, data, first, self._room(plane))
         return _on_white(out, self._layout.alpha) if channels == 4 else out
 
     def read_jpeg(self, box: Box) -> tuple[NDArray[np.uint8], list[bytes | None]]:
@@ -106,8 +120,8 @@ class TiffHandle:
         plane = self._layout.levels[0][0]
         out = np.empty((3, box.h, box.w), np.uint8)
         tiles = _tiles(plane, box)
-        data = self._fetch(plane, [index for index, _, _ in tiles])
-        shapes = _paint(out, box, plane, tiles, data, 0)
+        data = self._fetch(plane, [tile[0] for tile in tiles])
+        shapes = _paint(out, plane, tiles, data, 0, self._room(plane))
         whole = (*plane.tile_px[::-1], 3)
         return out, [
             d if s == whole else None for d, s in zip(data, shapes, strict=True)
@@ -123,6 +137,14 @@ class TiffHandle:
             for counts in plane.counts.reshape(-1, rows, columns):
                 total += float(down @ counts @ across)
         return round(total)
+
+    def _room(self, plane: Plane) -> "_Room":
+        """Memory for one tile, of the calling thread."""
+        w, h = plane.tile_px
+        room: _Room | None = getattr(self._rooms, "room", None)
+        if room is None or room.tile.shape != (h, w, plane.samples):
+            room = self._rooms.room = _Room(h, w, plane.samples)
+        return room
 
     def _fetch(self, plane: Plane, indices: list[int]) -> list[bytes | None]:
         """Bytes of tiles; None where nothing was scanned."""
@@ -143,15 +165,19 @@ def _shares(start: int, stop: int, tile_px: int, size_px: int) -> NDArray[np.flo
     return shares
 
 
-def _tiles(plane: Plane, box: Box) -> list[tuple[int, int, Box]]:
-    """(index, sample, box) of the tiles that a box touches, row by row."""
+def _tiles(plane: Plane, box: Box) -> list[tuple[int, int, int, int]]:
+    """(index, sample, x, y) of the tiles that a box touches, row by row.
+
+    Corners count from the box's; plain numbers, as there are hundreds of thousands.
+    """
     columns, rows = plane.across
     tw, th = plane.tile_px
     return [
         (
             (sample * rows + row) * columns + column,
             sample,
-            Box(column * tw, row * th, tw, th),
+            column * tw - box.x,
+            row * th - box.y,
         )
         for row in range(box.y // th, -(-box.bottom // th))
         for column in range(box.x // tw, -(-box.right // tw))
@@ -161,52 +187,44 @@ def _tiles(plane: Plane, box: Box) -> list[tuple[int, int, Box]]:
 
 def _paint(
     out: NDArray[np.uint8],
-    box: Box,
     plane: Plane,
-    tiles: list[tuple[int, int, Box]],
+    tiles: list[tuple[int, int, int, int]],
     data: list[bytes | None],
     first: int,
+    room: "_Room",
 ) -> list[tuple[int, ...]]:
     """Decode tiles into a box from its plane `first` on; returns their full shapes."""
     tw, th = plane.tile_px
-    # memory that is used again and again: new pages cost as much as the work in them
-    whole = np.empty((th, tw, plane.samples), np.uint8)
-    scratch = [np.empty((th, tw), np.uint8) for _ in range(plane.samples)]
+    _, height, width = out.shape
     shapes = []
-    for (index, sample, tile), raw in zip(tiles, data, strict=True):
-        pixels = _decode(plane, index, raw, whole)
+    for (index, sample, x, y), raw in zip(tiles, data, strict=True):
+        pixels = _decode(plane, index, raw, room.tile)
         shapes.append(pixels.shape)
+        h, w, samples = pixels.shape
         start = first + sample
-        stop = min(start + pixels.shape[2], len(out))
-        colours = _split(pixels, scratch)[: stop - start]
-        x, y = tile.x - box.x, tile.y - box.y
-        inside = (
-            min(x, y) >= 0 and tile.right <= box.right and tile.bottom <= box.bottom
-        )
-        if inside and pixels.shape[:2] == (th, tw):  # most tiles
-            for number, colour in enumerate(colours, start):
-                out[number, y : y + th, x : x + tw] = colour
-            continue
-        found = Box(tile.x, tile.y, pixels.shape[1], pixels.shape[0]).intersect(box)
-        if found != (wanted := tile.intersect(box)):
-            there = wanted.shift(-box.x, -box.y)
-            out[start:stop, there.rows, there.columns] = 255
-        here, part = found.shift(-box.x, -box.y), found.shift(-tile.x, -tile.y)
-        for number, colour in enumerate(colours, start):
-            out[number, here.rows, here.columns] = colour[part.rows, part.columns]
+        stop = min(start + samples, len(out))
+        left, top = max(x, 0), max(y, 0)
+        right, bottom = min(x + w, width), min(y + h, height)
+        if right < min(x + tw, width) or bottom < min(y + th, height):
+            place = out[start:stop, top : y + th, left : x + tw]
+            place[:] = 255  # what a short tile leaves open
+        if right > left and bottom > top:
+            part = pixels[top - y : bottom - y, left - x : right - x, : stop - start]
+            _lay(part, out[start:stop, top:bottom, left:right], room.colours)
     return shapes
 
 
-def _split(
-    pixels: NDArray[np.uint8], scratch: list[NDArray[np.uint8]]
-) -> list[NDArray[np.uint8]]:
-    """The planes of a tile, each (h, w)."""
-    h, w, samples = pixels.shape
-    fits = len(scratch) == samples and scratch[0].shape == (h, w)
-    if fits and samples > 1 and pixels.flags.c_contiguous:
+def _lay(
+    pixels: NDArray[np.uint8], out: NDArray[np.uint8], scratch: list[NDArray[np.uint8]]
+) -> None:
+    """Put (h, w, s) pixels into (s, h, w) planes."""
+    fits = len(out) == len(scratch) > 1 and scratch[0].shape == out.shape[1:]
+    if fits and pixels.flags.c_contiguous:
         cv2.split(pixels, scratch)
-        return scratch
-    return list(pixels.transpose(2, 0, 1))
+        for plane, colour in zip(out, scratch, strict=True):
+            plane[:] = colour
+    else:
+        out[:] = pixels.transpose(2, 0, 1)
 
 
 def _decode(
@@ -221,7 +239,9 @@ def _decode(
     if plane.jpeg:
         # the general decoder below makes the same of it, and of what fails here
         with suppress(ValueError, imagecodecs.Jpeg8Error):
-            return _decode_jpeg(plane.jpeg, data, whole)
+            decoded = _decode_jpeg(plane.jpeg, data, whole)
+            _check_end(plane.jpeg, index, data, decoded)
+            return decoded
     if plane.tables:
         pixels = plane.decode(data, index, jpegtables=plane.tables)[0]
     else:
@@ -246,6 +266,22 @@ def _decode_jpeg(
             out=whole,
         )
     )
+
+
+def _check_end(
+    jpeg: JpegTiles, index: int, data: bytes, decoded: NDArray[np.uint8]
+) -> None:
+    """Refuse a JPEG that stops early: it decodes without an error, to grey from there.
+
+    Where the end marker is missing, what is put in its place must not be seen.
+    """
+    if data.endswith(_END) or _END in data:
+        return
+    scan = data.rstrip(b"\0\xff")  # what disks and copies put where data are lost
+    scan += b"\xff\0" * data.startswith(b"\xff\0", len(scan))  # a byte of the scan
+    filled = scan + b"\xa5" * 16 + _END
+    if not np.array_equal(_decode_jpeg(jpeg, filled, np.empty_like(decoded)), decoded):
+        raise OSError(f"tile {index} is cut short")
 
 
 def open_tiff(path: Place, given: GivenScale) -> TiffSlideReader:
@@ -284,7 +320,7 @@ def open_tiff(path: Place, given: GivenScale) -> TiffSlideReader:
         tile_px=base.tile_px,
         compression=layout.compression_name,
         background=WHITE,
-        warnings=warnings,
+        warnings=(*warnings, *layout.doubts),
         read_px=_read_px(base, 512 if isinstance(path, Path) else _REMOTE_READ_PX),
         jpeg=base.jpeg if len(layout.levels[0]) == 1 else None,
     )

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from wsi_pipeline.errors import NotASlideError, SlideError
 from wsi_pipeline.places import Place, opened
 from wsi_pipeline.readers.base import MAX_SEGMENT_BYTES, PARSER_ERRORS, plain
+from wsi_pipeline.readers.tiff_doubts import page_doubts, says_jfif
+from wsi_pipeline.readers.tiff_levels import level_pages
 from wsi_pipeline.slide import JpegTiles
 
 # tifffile logs its doubts; ours are exceptions, and a log line without a handler
@@ -27,6 +29,7 @@ logging.getLogger("tifffile").addHandler(logging.NullHandler())
 MINISWHITE, MINISBLACK, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6
 JPEG = 7
 _PLANES = {"YXS": 1, "SYX": 1, "CYX": 3}
+_MAKERS = ("ndpi", "scn", "bif", "philips", "avs")
 _COLOURS = ("red", "green", "blue")
 _BRIGHT_ONLY = "brightfield colour slides only, such as H&E"
 _COPY = "copy it again from the scanner"
@@ -92,8 +95,11 @@ class Layout:
         XResolution, YResolution and ResolutionUnit of level 0.
     alpha : int or None
         1 premultiplied, 2 straight alpha as the fourth sample.
-    software : str
-        Name of the program that wrote it.
+    maker : str
+        tifffile's name of a scanner whose files are more than plain tiles, or "trestle";
+        else empty.
+    doubts : tuple of str
+        Sentences for the report.
     """
 
     levels: tuple[tuple[Plane, ...], ...]
@@ -104,12 +110,14 @@ class Layout:
     description: str
     resolution: tuple[float, float, int]
     alpha: int | None
-    software: str
+    maker: str
+    doubts: tuple[str, ...]
 
     @property
     def has_holes(self) -> bool:
-        """Whether a level above 0 has tiles without bytes."""
-        return any(np.any(p.counts == 0) for planes in self.levels[1:] for p in planes)
+        """Whether there are several levels and, in any of them, tiles without bytes."""
+        holes = [np.any(p.counts == 0) for planes in self.levels for p in planes]
+        return len(self.levels) > 1 and any(holes)
 
 
 def read_layout(path: Place) -> Layout:
@@ -162,7 +170,7 @@ def first_codes(path: Place) -> tuple[int, int]:
 
 
 def has_holes(path: Place) -> bool:
-    """Whether a level above 0 has tiles without bytes; False if it cannot be parsed."""
+    """As `Layout.has_holes`; False if the file cannot be parsed."""
     try:
         return read_layout(path).has_holes
     except SlideError:
@@ -204,8 +212,10 @@ def _layout(path: Place, file: Any) -> Layout:  # Any: tifffile's types are not 
     series = file.series[0]
     page = series.levels[0].keyframe
     _check_kind(path.name, series, page)
+    planes = _PLANES[series.levels[0].axes]
     levels = tuple(
-        tuple(_plane(path, p) for p in _pages(level)) for level in series.levels
+        tuple(_plane(path, page) for page in pages[:planes])
+        for pages in level_pages(file, series)
     )
     x, y = page.resolution
     return Layout(
@@ -217,13 +227,15 @@ def _layout(path: Place, file: Any) -> Layout:  # Any: tifffile's types are not 
         str(page.description),
         (float(x), float(y), int(page.resolutionunit)),
         _alpha(page),
-        str(page.software),
+        _maker(file.pages.first),
+        page_doubts(page),
     )
 
 
-def _pages(level: Any) -> list[Any]:
-    pages = [p.aspage() for p in level.pages if p is not None]
-    return pages[: _PLANES[level.axes]]
+def _maker(page: Any) -> str:
+    if page.software.startswith("MedScan"):
+        return "trestle"
+    return next((name for name in _MAKERS if getattr(page, f"is_{name}")), "")
 
 
 def _check_kind(name: str, series: Any, page: Any) -> None:
@@ -288,12 +300,6 @@ def _check_colour(name: str, page: Any, channels: int) -> None:
             f"{name}: has {page.samplesperpixel} values per pixel where a colour slide "
             f"has 3; {_BRIGHT_ONLY}"
         )
-    orientation = page.tags.get("Orientation")
-    if orientation is not None and orientation.value != 1:
-        raise SlideError(
-            f"{name}: is stored turned or mirrored (TIFF orientation "
-            f"{int(orientation.value)}); save it upright"
-        )
 
 
 def _channel_names(series: Any) -> tuple[str, ...]:
@@ -321,6 +327,7 @@ def _plane(path: Place, page: Any) -> Plane:
             f"{path.name}: is stored in pieces of {tile[0]} x {tile[1]} px, too large "
             "to read one by one; save it as a tiled TIFF (256 or 512 px tiles)"
         )
+    page.is_jfif = says_jfif(page)
     plane = Plane(
         (w, h),
         tile,
@@ -343,9 +350,9 @@ def _jpeg_tiles(page: Any) -> JpegTiles | None:
     one = int(page.planarconfig) == 1 and int(page.samplesperpixel) == 3
     if page.compression != JPEG or not (square and one):
         return None
-    # Aperio's RGB tiles do not say that they are not YCbCr
-    unsaid = page.photometric == RGB and not page.is_jfif
-    return JpegTiles(side, "RGB" if unsaid else None, page.jpegtables)
+    # the tag decides, as in OpenSlide: Aperio's RGB tiles have no marker of their own
+    ycbcr = page.photometric == YCBCR or page.is_jfif
+    return JpegTiles(side, "YCBCR" if ycbcr else "RGB", page.jpegtables)
 
 
 def _decoder(path: Place, page: Any) -> Decoder:

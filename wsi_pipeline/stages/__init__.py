@@ -8,6 +8,7 @@ from typing import Any
 from wsi_pipeline.config import RunConfig
 from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.models.cards import ModelFolder
+from wsi_pipeline.places import Place
 from wsi_pipeline.readers import open_slide
 from wsi_pipeline.registry import Registry
 from wsi_pipeline.results import SlideFolder
@@ -15,7 +16,7 @@ from wsi_pipeline.slide import Slide
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total)."""
-Published = tuple[list[Path], dict[str, Any]]
+Published = tuple[list[Place], dict[str, Any]]
 """What a stage wrote, and the facts for its record (JSON values)."""
 
 
@@ -37,7 +38,7 @@ class SlideJob:
     ----------
     slide_id : str
         Name of its results folder, ``[A-Za-z0-9._-]``.
-    path : Path
+    path : Path or UPath
         The slide.
     mpp : float, optional
         um/px of level 0 from the samplesheet.
@@ -46,7 +47,7 @@ class SlideJob:
     """
 
     slide_id: str
-    path: Path
+    path: Place
     mpp: float | None = None
     tissue: Path | None = None
 

@@ -17,8 +17,9 @@ from wsi_pipeline.config import TileOptions
 from wsi_pipeline.geometry import Box
 from wsi_pipeline.layout import Layout
 from wsi_pipeline.ngff import Source
+from wsi_pipeline.places import Place, as_place
 from wsi_pipeline.process import cpu_count
-from wsi_pipeline.publishing import printable, staged, sync_files
+from wsi_pipeline.publishing import Upload, printable, settle, staged
 from wsi_pipeline.pyramid import Pyramid
 from wsi_pipeline.slide import Slide
 from wsi_pipeline.tiling.blocks import fill_block
@@ -41,7 +42,7 @@ _log = logging.getLogger(__name__)
 
 def tile_slide(
     slide: Slide,
-    path: Path,
+    path: Place | str,
     options: TileOptions | None = None,
     *,
     base_mpp: float | None = None,
@@ -54,8 +55,9 @@ def tile_slide(
     ----------
     slide : Slide
         Open slide.
-    path : Path
-        Folder of the OME-Zarr to make; replaced if it is there.
+    path : Path, UPath or str
+        Folder of the OME-Zarr to make, or its URL (``s3://``, ``gs://``); replaced if
+        it is there.
     options : TileOptions, optional
         Block, chunk, codec, workers.
     base_mpp : float, optional
@@ -86,6 +88,7 @@ def tile_slide(
     or the number of workers.
     """
     options = options or TileOptions()
+    path = as_place(path)
     info = slide.info
     plan = plan_tiling(info, options, base_mpp)
     layout = plan.layout
@@ -132,8 +135,8 @@ class _Task:
     layout: Layout
     first: int
 
-    def __call__(self, block: Box) -> list[Path]:
-        """Write a block; returns its files, not yet flushed."""
+    def __call__(self, block: Box) -> list[Path | Upload]:
+        """Write a block; returns its files, for `settle`."""
         source = self._source(block)
         return fill_block(source, self.pyramid, self.layout, self.first, block)
 
@@ -156,20 +159,20 @@ def _run(
     if client is not None:
 
         def write(block: Box) -> None:
-            sync_files(task(block))
+            settle(task(block))
 
         for future in as_completed(client.map(write, blocks, pure=False)):
             future.result()
             future.release()
             tick()
         return
-    # A thread that waits for the disk lends its turn to another.
+    # A thread that waits for the disk or the network lends its turn to another.
     turns = BoundedSemaphore(workers)
 
     def write_in_turn(block: Box) -> None:
         with turns:
             files = task(block)
-        sync_files(files)
+        settle(files)
 
     tasks = [delayed(write_in_turn, pure=False)(block) for block in blocks]
     # leaving the pool waits for blocks under way: none writes into a folder that an

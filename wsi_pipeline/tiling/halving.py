@@ -5,12 +5,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def halve(planes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def halve(
+    planes: NDArray[np.uint8], out: NDArray[np.uint8] | None = None
+) -> NDArray[np.uint8]:
     """Mean of each 2 x 2, rounded half up; an odd last row or column counts twice.
 
     Parameters
     ----------
     planes : (c, h, w) uint8 array
+    out : (c, ceil(h / 2), ceil(w / 2)) uint8 array, optional
+        Where to put it.
 
     Returns
     -------
@@ -22,10 +26,12 @@ def halve(planes: NDArray[np.uint8]) -> NDArray[np.uint8]:
     releases the GIL.
     """
     c, h, w = planes.shape
-    out = np.empty((c, (h + 1) // 2, (w + 1) // 2), np.uint8)
-    size = out.shape[2], out.shape[1]
+    size = (w + 1) // 2, (h + 1) // 2
+    if out is None:
+        out = np.empty((c, *size[::-1]), np.uint8)
     for plane, half in zip(planes, out, strict=True):
+        even = plane
         if h % 2 or w % 2:
-            plane = cv2.copyMakeBorder(plane, 0, h % 2, 0, w % 2, cv2.BORDER_REPLICATE)
-        cv2.resize(plane, size, dst=half, interpolation=cv2.INTER_AREA)
+            even = cv2.copyMakeBorder(plane, 0, h % 2, 0, w % 2, cv2.BORDER_REPLICATE)
+        cv2.resize(even, size, dst=half, interpolation=cv2.INTER_AREA)
     return out

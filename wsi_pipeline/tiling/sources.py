@@ -43,6 +43,7 @@ class SlideSource:
         self._slide = slide
         self._factor = factor
         self._block = block
+        self._chunk_px = chunk_px
         self._step_px = max(1, slide.info.read_px // factor)
         self._piece_px = chunk_px
         while self._piece_px * 2 <= min(self._step_px, max(block.w, block.h)):
@@ -52,11 +53,13 @@ class SlideSource:
 
     def read(self, box: Box) -> tuple[NDArray[np.uint8], bytes | None]:
         """See `Source.read`."""
-        if self._piece.intersect(box) != box:
+        x, y = box.x - self._piece.x, box.y - self._piece.y
+        if not (0 <= x < self._piece.w and 0 <= y < self._piece.h):
             self._piece = self._around(box)
+            del self._planes  # its memory is in the cache: take it again
             self._planes = self._gather(self._piece)
-        part = box.shift(-self._piece.x, -self._piece.y)
-        return self._planes[:, part.rows, part.columns], None
+            x, y = box.x - self._piece.x, box.y - self._piece.y
+        return self._planes[:, y : y + box.h, x : x + box.w], None
 
     def _around(self, box: Box) -> Box:
         """The piece of the lattice that a chunk lies in."""
@@ -90,14 +93,11 @@ class CopiedSource(SlideSource):
 
     def _gather(self, box: Box) -> NDArray[np.uint8]:
         planes, tiles = self._slide.read_jpeg(box)
-        corners = [(tile.x, tile.y) for tile in box.blocks(self._side_px)]
+        side = self._chunk_px
+        rows, columns = range(box.y, box.bottom, side), range(box.x, box.right, side)
+        corners = [(x, y) for y in rows for x in columns]
         self._tiles = dict(zip(corners, tiles, strict=True))
         return planes
-
-    @property
-    def _side_px(self) -> int:
-        jpeg = self._slide.info.jpeg
-        return jpeg.side_px if jpeg else 0
 
 
 class LevelSource:
