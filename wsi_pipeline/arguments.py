@@ -74,7 +74,7 @@ ConfigFile = Annotated[
     Path | None,
     typer.Option(
         "--config",
-        help="TOML file: [tile] [tissue] [select] [segment] [stitch] [export].",
+        help="TOML file with the tables tile, tissue, select, segment, stitch, export.",
     ),
 ]
 Mpp = Annotated[

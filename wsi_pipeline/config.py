@@ -246,6 +246,17 @@ class RunConfig(Options):
         return type(self)(**data)
 
 
+def _expected(item: Any) -> str:  # Any: pydantic's error, a typed dict
+    """What was expected; a pattern is no words, its field's description is."""
+    if item["type"] == "string_pattern_mismatch":
+        for options in Options.__subclasses__():
+            field = options.model_fields.get(str(item["loc"][-1]))
+            if field is not None and field.description:
+                return f"expected {field.description}"
+    message: str = item["msg"]
+    return message[:1].lower() + message[1:]
+
+
 def _explain(name: str, error: ValidationError) -> str:
     """One line per wrong value: where, what was got, what was expected."""
     lines = []
@@ -257,6 +268,8 @@ def _explain(name: str, error: ValidationError) -> str:
             lines.append(f"[{where}] {inner}")
         elif item["type"] == "extra_forbidden":
             lines.append(f"unknown option {where!r}")
+        elif not item["loc"] and inner is not None:  # options that do not go together
+            lines.append(str(inner))
         else:
-            lines.append(f"option {where!r}: got {got!r}, {item['msg'].lower()}")
+            lines.append(f"option {where!r}: got {got!r}, {_expected(item)}")
     return "; ".join(lines)

@@ -84,7 +84,9 @@ def tile_slide(
     Logs the size to expect, and what could not be done as asked.
     Memory: workers x 20 MB (60 MB where the slide is read through OpenSlide), kept by
     going chunk by chunk, depth first; the size of the slide does not matter. Whole
-    shards are written, past the page cache. The bytes do not depend on the scheduler
+    shards are written, past the page cache. Where the slide is remote, twice as many
+    blocks are under way; where the pyramid is, each holds its shards, compressed, until
+    they are sent (at most 67 MB of 4096 px). The bytes do not depend on the scheduler
     or the number of workers.
     """
     options = options or TileOptions()
@@ -101,7 +103,7 @@ def tile_slide(
     )
     with staged(path) as temporary:
         needed = forecast_bytes(slide, plan)
-        _log.info("%s: takes about %s", source.name, gigabytes(needed))
+        _log.info("%s: its pyramid takes about %s", source.name, gigabytes(needed))
         if plan.note:
             _log.warning("%s: %s", source.name, plan.note)
         check_room(temporary, needed)
@@ -114,9 +116,12 @@ def tile_slide(
             if progress:
                 progress(next(ended), total)
 
+        workers = options.workers or cpu_count()
+        if not isinstance(info.path, Path):
+            workers *= 2  # half of them wait for the network
         for first, blocks in rounds:
             task = _Task(slide if first == 0 else None, pyramid, layout, first)
-            _run(task, blocks, options.workers or cpu_count(), client, tick)
+            _run(task, blocks, workers, client, tick)
     return Pyramid(path)
 
 
