@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from tests.tiff_files import tissue_like
 from wsi_pipeline.errors import SlideError, UnknownNameError
 from wsi_pipeline.geometry import Box
 from wsi_pipeline.readers import READERS, choose_backends, open_slide
@@ -22,14 +23,6 @@ from wsi_pipeline.slide import Slide
 
 Pixels = NDArray[np.uint8]
 HALF_UM = (20000, 20000)  # pixels per cm
-
-
-def tissue_like(width: int, height: int, seed: int = 0) -> Pixels:
-    """Smooth pink noise: survives JPEG, differs everywhere."""
-    rng = np.random.default_rng(seed)
-    coarse = rng.integers(90, 250, (height // 8 + 2, width // 8 + 2, 3))
-    fine = np.kron(coarse, np.ones((8, 8, 1), int))[:height, :width]
-    return np.clip(fine + rng.integers(-9, 9, fine.shape), 0, 255).astype(np.uint8)
 
 
 def write_pyramid(

@@ -243,13 +243,6 @@ def test_three_unnamed_bright_channels_are_a_colour_slide(tmp_path: Path) -> Non
     assert (slide.info.scale.x, slide.info.scale.y) == (0.5, 0.5)
 
 
-def test_a_turned_image_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "turned.tif"
-    tag = [(274, 3, 1, 6, True)]
-    write_pyramid(path, tissue_like(200, 160), compression="lzw", extratags=tag)
-    refuse(path, "turned or mirrored (TIFF orientation 6)")
-
-
 def rgb(r: int, g: int, b: int, share: float, ground: int) -> np.ndarray:
     """10 000 pixels, a share of them in one colour."""
     pixels = np.full((10_000, 3), ground, np.uint8)

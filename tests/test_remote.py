@@ -293,10 +293,21 @@ def test_a_batch_goes_on_after_what_cannot_be_reached(
 def test_nothing_is_left_when_a_block_cannot_be_read(keep: Keep) -> None:
     url = keep("other/kept", b"kept")
     slide = NumberSlide.of(2000, 2000, broken=Box(1500, 1500, 1, 1))
+    keep("a.zarr2/kept", b"kept")
     folder = url.removesuffix("/other/kept")
     with pytest.raises(SlideError, match="damaged"):
         tile_slide(slide, f"{folder}/a.zarr", SMALL)
-    assert stored(folder) == {"other/kept": b"kept"}
+    assert stored(folder) == {"a.zarr2/kept": b"kept", "other/kept": b"kept"}
+
+
+def test_nothing_is_left_when_the_store_refuses_a_shard(
+    keep: Keep, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = keep("old", b"").replace("old", "a.zarr")
+    monkeypatch.setattr(store, "refused", "/1/c/")
+    with pytest.raises(ExportError, match="is refused; check the credentials"):
+        tile_slide(NumberSlide.of(2000, 2000), url, SMALL)
+    assert stored(url) == {}
 
 
 def test_a_pyramid_that_was_killed_half_way_is_none_and_is_made_anew(
@@ -328,7 +339,9 @@ def test_a_place_that_takes_nothing_is_named(store: Store, web: Web) -> None:
     slide = NumberSlide.of(300, 300)
     with pytest.raises(ExportError, match=r"a\.zarr: not found; check s3://no-such"):
         tile_slide(slide, "s3://no-such-bucket/a.zarr", SMALL)
-    with pytest.raises(ExportError, match=r"access to s3://slides/forbidden/a\.zarr is"):
+    with pytest.raises(
+        ExportError, match=r"access to s3://slides/forbidden/a\.zarr is"
+    ):
         tile_slide(slide, "s3://slides/forbidden/a.zarr", SMALL)
     with pytest.raises(ExportError, match="cannot write there; choose s3:// or gs://"):
         tile_slide(slide, f"{web.url}/a.zarr", SMALL)

@@ -226,7 +226,8 @@ class _Worker:
             return Outcome(entry.path, manifest)
         except WsiError as error:
             reason = str(error)
-            lasting = isinstance(error, SlideError)
+            # connections fail for a moment, files for good
+            lasting = isinstance(error, SlideError) and isinstance(job.path, Path)
         except Exception as error:  # one slide never takes the batch with it
             reason = f"unexpected {type(error).__name__}: {error} (see error.txt)"
             details = printable(traceback.format_exc()).encode()

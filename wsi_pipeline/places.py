@@ -240,7 +240,7 @@ def _remote(url: str, scheme: str) -> "UPath":
         )
     if not parts.hostname and scheme != "memory":
         raise ConfigError(f"{url}: names no bucket or host; write {scheme}://NAME/...")
-    place: UPath = UPath(url, **options)
+    place: UPath = UPath(scheme + url[len(scheme) :], **options)
     _ = place.fs  # imports the back end
     return place
 

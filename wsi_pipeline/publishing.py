@@ -267,9 +267,11 @@ class Upload:
         """Append bytes."""
         self._parts.append(data)
 
-    def content(self) -> bytes:
-        """All that was written."""
-        return b"".join(self._parts)
+    def take(self) -> bytes:
+        """All that was written, which is then held by the caller only."""
+        data = b"".join(self._parts)
+        self._parts.clear()
+        return data
 
     def __enter__(self) -> Self:
         return self
@@ -294,7 +296,7 @@ def settle(files: Iterable[Path | Upload]) -> None:
     if uploads:
         place = uploads[0].place
         with reaching(place, ExportError):
-            file_system(place).pipe({u.place.path: u.content() for u in uploads})
+            file_system(place).pipe({u.place.path: u.take() for u in uploads})
 
 
 def sync_tree(path: Path) -> None:

@@ -96,8 +96,8 @@ class Layout:
     alpha : int or None
         1 premultiplied, 2 straight alpha as the fourth sample.
     maker : str
-        tifffile's name of a scanner whose files are more than plain tiles, or "trestle";
-        else empty.
+        tifffile's name of a scanner whose files are more than plain tiles, or
+        "trestle"; else empty.
     doubts : tuple of str
         Sentences for the report.
     """
