@@ -40,6 +40,7 @@ test-slow: $(DONE)
 bench: $(DONE)
 	$(BIN)/python tests/benchmarks/tile_memory.py
 	$(BIN)/python tests/benchmarks/pipeline_time.py
+	$(BIN)/python tests/benchmarks/openslide_speed.py
 
 # peers live apart, so that their dependencies cannot disturb ours
 $(PEERS)/.installed:

@@ -91,14 +91,14 @@ class BloscLz4:
 
 @dataclass(frozen=True)
 class Jpeg:
-    """Lossy, YCbCr 4:2:0, or the slide's own tiles copied as they are.
+    """Lossy, YCbCr 4:2:0 or RGB, or the slide's own tiles copied as they are.
 
     Parameters
     ----------
     quality : int
         1 to 100, as libjpeg counts.
-    colour : str or None
-        Colour space inside the JPEG where the bytes do not say it ("RGB").
+    colour : "YCBCR" or "RGB"
+        Colour space inside the JPEG, whatever its markers say.
     tables : bytes or None
         JPEG tables that copied tiles leave out.
 
@@ -108,7 +108,7 @@ class Jpeg:
     """
 
     quality: int
-    colour: str | None = None
+    colour: str = "YCBCR"
     tables: bytes | None = None
     padding: ClassVar[str] = "edge"
 
@@ -119,8 +119,8 @@ class Jpeg:
             pixels,
             level=self.quality,
             colorspace="RGB",
-            outcolorspace=self.colour or "YCBCR",
-            subsampling="444" if self.colour else "420",
+            outcolorspace=self.colour,
+            subsampling="444" if self.colour == "RGB" else "420",
         )
         return bytes(data)
 

@@ -18,14 +18,14 @@ class JpegTiles:
     ----------
     side_px : int
         Side of a tile, which is square.
-    colour : str or None
-        Colour space inside the JPEG ("RGB"); None where the JPEG says it itself.
+    colour : "YCBCR" or "RGB"
+        Colour space inside the JPEG, whatever its markers say.
     tables : bytes or None
         Quantisation and Huffman tables that the tiles leave out.
     """
 
     side_px: int
-    colour: str | None
+    colour: str
     tables: bytes | None
 
 

@@ -45,10 +45,10 @@ _COPY = "copy it again from the scanner, with all files that belong to it"
 _ERRORS = (*PARSER_ERRORS, openslide.OpenSlideError)
 
 READ_PX = 2048
-# Measured, SVS of 1008 px JPEG 2000 tiles, 65 MP in blocks of 2048 px, user seconds on
-# one and two threads: 7.0 and 7.1 without, 6.4 and 7.0 with 32 MiB (OpenSlide's own
-# choice), 4.1 and 5.3 with 128 MiB, where 4.1 is each tile once. 512 px patches: 9.6
-# and 10.2 with 32 MiB, 4.1 and 4.6 with 128. Other block sizes gain nothing more.
+# CPU seconds for 24 MP of JPEG 2000 in tiles of 1008 px, with 32 MiB (OpenSlide's own
+# choice) and with 128: in blocks of 512 px 7.2 and 3.3, on two threads 7.9 and 3.3; of
+# 2048 px 5.2 and 3.3, 5.1 and 3.6; of 4096 px 3.6 and 3.5. Each tile once takes 3.3;
+# 256 MiB gain nothing (tests/benchmarks/openslide_speed.py).
 CACHE_BYTES = 128 << 20
 _SCRATCH = 5  # bytes per pixel: ARGB and alpha once more
 
