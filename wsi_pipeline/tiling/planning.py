@@ -1,6 +1,7 @@
 """Decides how a slide becomes a pyramid, and how many bytes that will take."""
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,6 +21,7 @@ from wsi_pipeline.tiling.sources import SlideSource
 
 _CHUNK_PX, _LARGEST_CHUNK_PX = 512, 2048
 _READERS = "JPEG chunks can be read only where imagecodecs is installed"
+_AT_ONCE = 4  # reads from a store wait for its answers
 _SAMPLES = 24  # chunks that a forecast encodes: 0.6 % of a slide of 1 GP
 
 
@@ -142,13 +144,17 @@ def forecast_bytes(slide: Slide, plan: TilePlan) -> int:
     whole = Box(0, 0, *size)
     count = -(-size[0] // side) * -(-size[1] // side)
     step = max(1, count // _SAMPLES)
-    fine = coarse = stored = area = 0
-    for box in islice(whole.blocks(side), step // 2, None, step):
+    boxes = list(islice(whole.blocks(side), step // 2, None, step))
+
+    def measured(box: Box) -> tuple[int, int, int]:
         planes, _ = SlideSource(slide, plan.base, box, side).read(box)
-        fine += _encoded_bytes(layout, planes)
-        coarse += _encoded_bytes(layout, halve(planes))
-        stored += slide.stored_bytes(_level_0(box, plan.base)) or 0
-        area += box.area_px
+        fine, coarse = (_encoded_bytes(layout, p) for p in (planes, halve(planes)))
+        return fine, coarse, slide.stored_bytes(_level_0(box, plan.base)) or 0
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        samples = np.array(list(pool.map(measured, boxes)))
+    fine, coarse, stored = (int(n) for n in samples.sum(axis=0))
+    area = sum(box.area_px for box in boxes)
     total = slide.stored_bytes(slide.info.box) or 0
     scale = total / stored if stored else whole.area_px / max(area, 1)
     if layout.base_codec:
