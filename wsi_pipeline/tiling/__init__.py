@@ -142,15 +142,16 @@ class _Task:
 
     def __call__(self, block: Box) -> list[Path | Upload]:
         """Write a block; returns its files, for `settle`."""
-        source = self._source(block)
+        source = self._source()
         return fill_block(source, self.pyramid, self.layout, self.first, block)
 
-    def _source(self, block: Box) -> BlockSource:
+    def _source(self) -> BlockSource:
+        chunk = self.layout.chunk_px
         if self.slide is None:
-            return LevelSource(self.pyramid, self.first)
+            return LevelSource(self.pyramid, self.first, chunk)
         kind = CopiedSource if self.layout.base_codec else SlideSource
         base = int(self.pyramid.levels[0].downsample)
-        return kind(self.slide, base, block, self.layout.chunk_px)
+        return kind(self.slide, base, chunk, self.layout.block_px)
 
 
 def _run(

@@ -17,7 +17,7 @@ from wsi_pipeline.publishing import Upload
 from wsi_pipeline.pyramid import Pyramid
 from wsi_pipeline.shards import BlockLevel
 from wsi_pipeline.tiling.halving import halve
-from wsi_pipeline.tiling.sources import Source
+from wsi_pipeline.tiling.sources import Source, Tiles
 
 
 def fill_block(
@@ -45,8 +45,8 @@ def fill_block(
 
     Notes
     -----
-    Memory: one chunk per level and one piece of the source; less than 20 MB at 512 px
-    chunks, 60 MB where a slide is read in pieces of 2048 px.
+    Memory: one piece of the source with its reductions and two chunks per level; less
+    than 30 MB, 60 MB where a slide is read in pieces of 2048 px.
     """
     last = min(first + layout.depth, len(pyramid.levels)) - 1
     with ThreadPoolExecutor(1) as disk, ExitStack() as stack:
@@ -59,13 +59,14 @@ def fill_block(
             share = BlockLevel(folder, layout, level, part, disk)
             shares[level] = stack.enter_context(share)
         filler = _Filler(source, layout.chunk_px, pyramid.levels, shares)
-        for chunk in block.scaled_down(2 ** (last - first)).blocks(layout.chunk_px):
-            filler.fill(last, chunk)
+        whole = block.scaled_down(2 ** (last - first))
+        for box in whole.blocks(filler.span_px(last)):
+            filler.fill(last, box)
     return [file for share in shares.values() for file in share.files]
 
 
 class _Filler:
-    """Makes chunks from the four below them; `shares` go from fine to coarse."""
+    """Makes boxes of a level from those below; `shares` go from fine to coarse."""
 
     def __init__(
         self,
@@ -80,24 +81,33 @@ class _Filler:
         self._shares = shares
         self._first = min(shares)
 
-    def fill(self, level: int, chunk: Box) -> NDArray[np.uint8]:
-        """Write a chunk and all that it is made of; returns its pixels."""
-        share = self._shares[level]
+    def span_px(self, level: int) -> int:
+        """Side of what is made at once: a piece and its reductions, then a chunk."""
+        return max(self._chunk_px, self._source.piece_px >> (level - self._first))
+
+    def fill(self, level: int, box: Box) -> NDArray[np.uint8]:
+        """Write the chunks of a box and all that it is made of; returns its pixels."""
+        copies: Tiles = {}
         if level == self._first:
-            planes, copied = self._source.read(chunk)
-            if copied is None:
-                share.put(chunk.x, chunk.y, planes)
-            else:
-                share.put_encoded(chunk.x, chunk.y, copied)
-            return planes
-        planes = np.empty((3, chunk.h, chunk.w), np.uint8)
-        side, half = self._chunk_px, self._chunk_px // 2
-        width, height = self._levels[level - 1].size_px
-        for y in range(chunk.y * 2, min(chunk.bottom * 2, height), side):
-            for x in range(chunk.x * 2, min(chunk.right * 2, width), side):
-                part = Box(x, y, min(side, width - x), min(side, height - y))
-                across, down = x // 2 - chunk.x, y // 2 - chunk.y
-                place = planes[:, down : down + half, across : across + half]
-                halve(self.fill(level - 1, part), place)
-        share.put(chunk.x, chunk.y, planes)
+            planes, copies = self._source.read(box)
+        else:
+            planes = np.empty((3, box.h, box.w), np.uint8)
+            width, height = self._levels[level - 1].size_px
+            span = self.span_px(level - 1)
+            for y in range(box.y * 2, min(box.bottom * 2, height), span):
+                for x in range(box.x * 2, min(box.right * 2, width), span):
+                    part = Box(x, y, min(span, width - x), min(span, height - y))
+                    across, down = x // 2 - box.x, y // 2 - box.y
+                    place = planes[:, down : down + (part.h + 1) // 2]
+                    place = place[:, :, across : across + (part.w + 1) // 2]
+                    halve(self.fill(level - 1, part), place)
+        share, side = self._shares[level], self._chunk_px
+        for y in range(0, box.h, side):
+            for x in range(0, box.w, side):
+                corner = box.x + x, box.y + y
+                copied = copies.get(corner)
+                if copied is None:
+                    share.put(*corner, planes[:, y : y + side, x : x + side])
+                else:
+                    share.put_encoded(*corner, copied)
         return planes

@@ -146,8 +146,10 @@ def forecast_bytes(slide: Slide, plan: TilePlan) -> int:
     step = max(1, count // _SAMPLES)
     boxes = list(islice(whole.blocks(side), step // 2, None, step))
 
+    source = SlideSource(slide, plan.base, side, side)
+
     def measured(box: Box) -> tuple[int, int, int]:
-        planes, _ = SlideSource(slide, plan.base, box, side).read(box)
+        planes = source.gather(box)
         fine, coarse = (_encoded_bytes(layout, p) for p in (planes, halve(planes)))
         return fine, coarse, slide.stored_bytes(_level_0(box, plan.base)) or 0
 
