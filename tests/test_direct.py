@@ -84,11 +84,10 @@ def test_a_full_disk_is_an_error_of_a_later_call(tmp_path, monkeypatch):
         write(tmp_path / "b", cut([5]))
 
 
-def test_nothing_is_written_over(tmp_path):
-    (tmp_path / "a").write_bytes(b"there")
-    with pytest.raises(FileExistsError):
-        write(tmp_path / "a", [b"new"])
-    assert (tmp_path / "a").read_bytes() == b"there"
+def test_a_task_that_is_run_again_replaces_what_it_left(tmp_path):
+    (tmp_path / "a").write_bytes(b"half a shard")
+    write(tmp_path / "a", [b"new"])
+    assert (tmp_path / "a").read_bytes() == b"new"
 
 
 def test_the_descriptor_is_closed_after_an_error(tmp_path):

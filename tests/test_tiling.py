@@ -305,3 +305,13 @@ def test_labels_of_ome_zarr_04_lie_in_zarr_v2_too(tmp_path):
     (masks.path / "0" / "0" / "0").unlink()
     with pytest.raises(PyramidError, match="damaged"):
         opened.read_level(opened.levels[0].box, 0)
+
+
+def test_bytes_do_not_depend_on_how_much_is_read_at_once(tmp_path):
+    slide = NumberSlide.of(2600, 1900)
+    folders = []
+    for read_px in (256, 512, 2048):
+        reading = replace(slide, info=replace(slide.info, read_px=read_px))
+        made = tile_slide(reading, tmp_path / f"{read_px}.zarr", SMALL)
+        folders.append(digest(made.path))
+    assert len(set(folders)) == 1

@@ -1,6 +1,8 @@
 """Copying the JPEG tiles of a slide into a pyramid, and what to do where it fails."""
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import imagecodecs
@@ -10,13 +12,17 @@ import tifffile
 import zarr
 from PIL import Image
 
+from tests.slides import NumberSlide
 from tests.test_tiling import plain_halve
 from wsi_pipeline.config import TileOptions
-from wsi_pipeline.errors import ConfigError, ExportError, SlideError
+from wsi_pipeline.errors import ConfigError, ExportError, PyramidError, SlideError
 from wsi_pipeline.geometry import Box
+from wsi_pipeline.layout import Layout
 from wsi_pipeline.readers.base import GivenScale
 from wsi_pipeline.readers.tiff import TiffSlideReader, open_tiff
-from wsi_pipeline.tiling import tile_slide
+from wsi_pipeline.shards import BlockLevel
+from wsi_pipeline.slide import JpegTiles
+from wsi_pipeline.tiling import halve, tile_slide
 from wsi_pipeline.tiling.planning import check_room, forecast_bytes, plan_tiling
 
 COPY = TileOptions(codec="jpeg", block_px=1024, workers=2, target_mpp="native")
@@ -268,3 +274,42 @@ def test_a_picture_of_a_copied_pyramid_looks_like_the_slide(tmp_path):
     found = pyramid.read(Box(0, 0, 900, 700), 2.0)
     wanted = np.asarray(Image.fromarray(picture(900, 700)).resize((225, 175), 4))
     assert np.abs(found.transpose(1, 2, 0).astype(int) - wanted).mean() < 4
+
+
+@pytest.mark.parametrize("side", [255, 4096])
+def test_tiles_that_make_no_chunks_are_not_copied(side):
+    info = replace(NumberSlide.of(5000, 5000).info, jpeg=JpegTiles(side, "RGB", None))
+    plan = plan_tiling(info, COPY)
+    assert plan.layout.base_codec is None
+    assert f"its tiles have {side} px" in plan.note
+
+
+def test_half_of_another_size_is_refused():
+    with pytest.raises(ValueError, match="does not fit"):
+        halve(np.zeros((3, 8, 8), np.uint8), np.zeros((3, 4, 5), np.uint8))
+
+
+def share_of(folder: Path, disk: ThreadPoolExecutor) -> BlockLevel:
+    layout = Layout(chunk_px=64, block_px=128)
+    return BlockLevel(folder, layout, 0, Box(0, 0, 100, 100), disk)
+
+
+def test_a_shard_that_lacks_a_chunk_is_not_finished(tmp_path):
+    with (
+        ThreadPoolExecutor(1) as disk,
+        pytest.raises(PyramidError, match="1 chunks were not written"),
+        share_of(tmp_path, disk) as share,
+    ):
+        for corner in ((0, 0), (64, 0), (0, 64)):
+            share.put(*corner, np.zeros((3, 36, 36), np.uint8))
+
+
+def test_a_level_that_is_not_there_is_not_made(tmp_path):
+    """A worker on another machine would keep its shards to itself."""
+    with (
+        ThreadPoolExecutor(1) as disk,
+        pytest.raises(FileNotFoundError, match="worker cannot see it"),
+        share_of(tmp_path / "0", disk),
+    ):
+        pass
+    assert list(tmp_path.iterdir()) == []

@@ -200,7 +200,8 @@ def tile(
     found = find_slides([slide])
     if len(found) != 1 or found[0].kind == "skip":
         reason = found[0].reason if len(found) == 1 else f"{len(found)} files"
-        raise ConfigError(f"{slide}: one slide expected, got {reason}")
+        name = found[0].path if found else "no file"  # a URL without its secrets
+        raise ConfigError(f"{name}: one slide expected, got {reason}")
     job = SlideJob(slide_id(found[0]), found[0].path)
     _stage(
         "tile",

@@ -23,7 +23,7 @@ class DirectFile:
     Parameters
     ----------
     path : Path
-        Its name; nothing may be there yet.
+        Its name; what is there is replaced: a task may be run again.
     disk : Executor
         Runs the writes, one at a time.
 
@@ -92,7 +92,7 @@ class DirectFile:
 
 
 def _open_new(path: Path) -> int:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0)
     direct = getattr(os, "O_DIRECT", 0)
     try:
         return os.open(path, flags | direct, 0o666)

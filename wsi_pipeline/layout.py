@@ -10,7 +10,7 @@ from wsi_pipeline.classes import NOT_COMPUTED
 from wsi_pipeline.codecs import BloscLz4, ChunkCodec, Zstd
 from wsi_pipeline.ngff import Version
 
-# Every chunk is on disk, so a lost one raises instead of reading as the fill value.
+# Every file is there, so a lost one raises instead of reading as the fill value.
 STRICT: ArrayConfigParams = {
     "write_empty_chunks": True,
     "read_missing_chunks": False,

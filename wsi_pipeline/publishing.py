@@ -85,6 +85,8 @@ def _staged_aside(path: Path) -> Iterator[Path]:
 def _staged_there(place: "UPath") -> Iterator["UPath"]:
     if scheme_of(place) not in STORES:
         raise ExportError(f"{place}: cannot write there; choose s3:// or gs://")
+    if scheme_of(place) != "memory" and "/" not in str(place.path).strip("/"):
+        raise ExportError(f"{place}: a whole bucket; choose a name inside it")
     remove(place)
     try:
         with reaching(place, ExportError):

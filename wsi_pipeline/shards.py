@@ -3,6 +3,7 @@
 The inverse is zarr's: a plain `zarr.open_array` reads what is written here.
 """
 
+import errno
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Self
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.direct import DirectFile
+from wsi_pipeline.errors import PyramidError
 from wsi_pipeline.geometry import Box
 from wsi_pipeline.layout import Layout
 from wsi_pipeline.places import Place
@@ -57,6 +59,7 @@ class BlockLevel:
         self._side = layout.shard_px(level)
         across = self._side // layout.chunk_px
         self._index = np.full((across, across, 2), _ABSENT, "<u8")
+        self._size_px = box.h, box.w
         self._size = 0
         self._disk = disk
         self.files: list[Path | Upload] = []
@@ -70,13 +73,23 @@ class BlockLevel:
         return self
 
     def __exit__(self, kind: object, *rest: object) -> None:
-        if self._layout.version == "0.5":
-            with self._shard:
-                if kind is None:
-                    index = self._index.tobytes()
-                    self._shard.write(index)
-                    check = google_crc32c.value(index)
-                    self._shard.write(check.to_bytes(4, "little"))
+        if self._layout.version == "0.4":
+            return
+        if kind is not None:
+            self._shard.__exit__(kind, *rest)
+            return
+        with self._shard:
+            self._check_complete()
+            index = self._index.tobytes()
+            self._shard.write(index)
+            self._shard.write(google_crc32c.value(index).to_bytes(4, "little"))
+
+    def _check_complete(self) -> None:
+        """A chunk that is missing inside a shard would read as black."""
+        rows, columns = (-(-side // self._layout.chunk_px) for side in self._size_px)
+        missing = int((self._index[:rows, :columns, 0] == _ABSENT).sum())
+        if missing:
+            raise PyramidError(f"{self._path}: {missing} chunks were not written")
 
     def put(self, x: int, y: int, planes: NDArray[np.uint8]) -> None:
         """Compress the chunk whose corner is (x, y) on the level's grid.
@@ -122,6 +135,10 @@ class BlockLevel:
         """A new file, in a folder that is there, or a new object."""
         place = self._path / key
         if isinstance(place, Path):
+            if not self._path.is_dir():  # never made here: it may be another machine's
+                raise FileNotFoundError(
+                    errno.ENOENT, "the folder is gone, or this worker cannot see it"
+                )
             place.parent.mkdir(parents=True, exist_ok=True)
         file = place if isinstance(place, Path) else Upload(place)
         self.files.append(file)

@@ -31,7 +31,6 @@ class Terminal(logging.Handler):
     def __init__(self, quiet: bool = False) -> None:
         super().__init__(logging.INFO)
         self._log = logging.getLogger("wsi_pipeline")
-        self._log.setLevel(logging.INFO)
         self.console = Console(stderr=True, quiet=quiet, soft_wrap=True)
         self._bars = Progress(
             TextColumn("{task.description:>9}"),
@@ -47,16 +46,20 @@ class Terminal(logging.Handler):
 
     def __enter__(self) -> Self:
         self._bars.start()
+        self._level = self._log.level
+        self._log.setLevel(logging.INFO)
         self._log.addHandler(self)
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._log.removeHandler(self)
+        self._log.setLevel(self._level)
         self._bars.stop()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a line that an act logs."""
-        self.console.print(f"  {record.getMessage()}", markup=False, highlight=False)
+        line = printable(" ".join(record.getMessage().split()))
+        self.console.print(f"  {line}", markup=False, highlight=False)
 
     def started(self, number: int, total: int, path: Place) -> None:
         """Announce a slide of a batch."""

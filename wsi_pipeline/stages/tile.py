@@ -4,7 +4,7 @@ from wsi_pipeline.cluster import client_of
 from wsi_pipeline.errors import ConfigError, SlideError
 from wsi_pipeline.pictures import publish_picture, thumbnail
 from wsi_pipeline.stages import Published, SlideRun
-from wsi_pipeline.tiling import tile_slide
+from wsi_pipeline.tiling import plan_tiling, tile_slide
 
 _TOO_COARSE = 8  # a slide this many times coarser than its model is refused
 
@@ -41,4 +41,7 @@ def publish(run: SlideRun) -> Published:
         "levels": len(pyramid.levels),
         "warnings": list(info.warnings),
     }
+    note = plan_tiling(info, options, base_mpp).note
+    if note:
+        facts["note"] = note
     return [folder.pyramid, folder.thumbnail], facts

@@ -11,7 +11,7 @@ from threading import BoundedSemaphore
 from dask.base import compute
 from dask.callbacks import Callback
 from dask.delayed import delayed
-from distributed import Client, as_completed
+from distributed import Client, Future, as_completed, wait
 
 from wsi_pipeline.config import TileOptions
 from wsi_pipeline.geometry import Box
@@ -82,12 +82,12 @@ def tile_slide(
     Notes
     -----
     Logs the size to expect, and what could not be done as asked.
-    Memory: workers x 20 MB (60 MB where the slide is read through OpenSlide), kept by
-    going chunk by chunk, depth first; the size of the slide does not matter. Whole
-    shards are written, past the page cache. Where the slide is remote, twice as many
-    blocks are under way; where the pyramid is, each holds its shards, compressed, until
-    they are sent (at most 67 MB of 4096 px). The bytes do not depend on the scheduler
-    or the number of workers.
+    Memory: workers x 30 MB (60 MB where the slide is read through OpenSlide, in strips
+    or from a store), kept by going piece by piece, depth first; the size of the slide
+    does not matter. Whole shards are written, past the page cache. Where the slide is
+    remote, twice as many blocks are under way; where the pyramid is, each holds its
+    shards, compressed, until they are sent (at most 67 MB of 4096 px). The bytes do not
+    depend on the scheduler, the number of workers or the place.
     """
     options = options or TileOptions()
     path = as_place(path)
@@ -154,6 +154,13 @@ class _Task:
         return kind(self.slide, base, chunk, self.layout.block_px)
 
 
+def _stop(client: Client, futures: list[Future[None]]) -> None:
+    """Cancel what has not started and wait for the rest: see `_run`."""
+    running = {key for keys in client.processing().values() for key in keys}
+    client.cancel([future for future in futures if future.key not in running])
+    wait([future for future in futures if future.key in running])
+
+
 def _run(
     task: _Task,
     blocks: list[Box],
@@ -167,10 +174,14 @@ def _run(
         def write(block: Box) -> None:
             settle(task(block))
 
-        for future in as_completed(client.map(write, blocks, pure=False)):
-            future.result()
-            future.release()
-            tick()
+        futures = client.map(write, blocks, pure=False)
+        try:
+            for future in as_completed(futures):
+                future.result()
+                tick()
+        except BaseException:
+            _stop(client, futures)
+            raise
         return
     # A thread that waits for the disk or the network lends its turn to another.
     turns = BoundedSemaphore(workers)

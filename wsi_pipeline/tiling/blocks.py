@@ -3,7 +3,8 @@
 Depth first: four chunks make their parent while they are in the cache.
 """
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -60,7 +61,7 @@ def fill_block(
             shares[level] = stack.enter_context(share)
         filler = _Filler(source, layout.chunk_px, pyramid.levels, shares)
         whole = block.scaled_down(2 ** (last - first))
-        for box in whole.blocks(filler.span_px(last)):
+        for box in _z_order(whole, filler.span_px(last)):
             filler.fill(last, box)
     return [file for share in shares.values() for file in share.files]
 
@@ -102,12 +103,35 @@ class _Filler:
                     place = place[:, :, across : across + (part.w + 1) // 2]
                     halve(self.fill(level - 1, part), place)
         share, side = self._shares[level], self._chunk_px
-        for y in range(0, box.h, side):
-            for x in range(0, box.w, side):
-                corner = box.x + x, box.y + y
-                copied = copies.get(corner)
-                if copied is None:
-                    share.put(*corner, planes[:, y : y + side, x : x + side])
-                else:
-                    share.put_encoded(*corner, copied)
+        for chunk in _z_order(box, side):
+            copied = copies.get((chunk.x, chunk.y))
+            if copied is None:
+                x, y = chunk.x - box.x, chunk.y - box.y
+                share.put(chunk.x, chunk.y, planes[:, y : y + side, x : x + side])
+            else:
+                share.put_encoded(chunk.x, chunk.y, copied)
         return planes
+
+
+def _z_order(box: Box, side: int) -> Iterator[Box]:
+    """Cells of a box in an order that does not depend on how it is cut into pieces."""
+    cells = max(-(-box.w // side), -(-box.h // side))
+    for row, column in _z_curve(1 << (cells - 1).bit_length()):
+        x, y = column * side, row * side
+        if x < box.w and y < box.h:
+            w, h = min(side, box.w - x), min(side, box.h - y)
+            yield Box(box.x + x, box.y + y, w, h)
+
+
+@functools.cache
+def _z_curve(cells: int) -> tuple[tuple[int, int], ...]:
+    """(row, column) of a square of cells, quarter by quarter (Morton order)."""
+    if cells == 1:
+        return ((0, 0),)
+    half = cells // 2
+    return tuple(
+        (row + down, column + across)
+        for down in (0, half)
+        for across in (0, half)
+        for row, column in _z_curve(half)
+    )

@@ -29,6 +29,8 @@ def halve(
     size = (w + 1) // 2, (h + 1) // 2
     if out is None:
         out = np.empty((c, *size[::-1]), np.uint8)
+    if out.shape != (c, *size[::-1]):  # OpenCV would leave it as it is, without a word
+        raise ValueError(f"half of {planes.shape} does not fit into {out.shape}")
     for plane, half in zip(planes, out, strict=True):
         even = plane
         if h % 2 or w % 2:

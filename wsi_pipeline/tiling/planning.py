@@ -20,7 +20,10 @@ from wsi_pipeline.tiling.halving import halve
 from wsi_pipeline.tiling.sources import SlideSource
 
 _CHUNK_PX, _LARGEST_CHUNK_PX = 512, 2048
-_READERS = "JPEG chunks can be read only where imagecodecs is installed"
+_READERS = (
+    "JPEG chunks are read only where imagecodecs is installed and its "
+    "zarr.register_codecs() was called"
+)
 _AT_ONCE = 4  # reads from a store wait for its answers
 _SAMPLES = 24  # chunks that a forecast encodes: 0.6 % of a slide of 1 GP
 
@@ -91,6 +94,9 @@ def _obstacle(info: SlideInfo, base: int, options: TileOptions) -> str:
             f"its tiles cannot be copied ({info.compression} compression, "
             f"{w} x {h} px, read by {info.backend})"
         )
+    side = info.jpeg.side_px
+    if side % 2 or side > _LARGEST_CHUNK_PX:
+        return f"its tiles have {side} px, an even number up to 2048 is needed"
     if options.chunk_px not in (None, info.jpeg.side_px):
         return (
             f"its tiles have {info.jpeg.side_px} px, chunk_px asks for "
@@ -143,7 +149,7 @@ def forecast_bytes(slide: Slide, plan: TilePlan) -> int:
     size = halved(slide.info.size_px, plan.base.bit_length() - 1)
     whole = Box(0, 0, *size)
     count = -(-size[0] // side) * -(-size[1] // side)
-    step = max(1, count // _SAMPLES)
+    step = -(-count // _SAMPLES)
     boxes = list(islice(whole.blocks(side), step // 2, None, step))
 
     source = SlideSource(slide, plan.base, side, side)
