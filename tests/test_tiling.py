@@ -315,3 +315,12 @@ def test_bytes_do_not_depend_on_how_much_is_read_at_once(tmp_path):
         made = tile_slide(reading, tmp_path / f"{read_px}.zarr", SMALL)
         folders.append(digest(made.path))
     assert len(set(folders)) == 1
+
+
+def test_a_cluster_leaves_nothing_when_a_block_cannot_be_read(tmp_path):
+    slide = NumberSlide.of(6000, 6000, broken=Box(1500, 1500, 1, 1))
+    with local_client(2) as client:
+        with pytest.raises(SlideError, match="damaged"):
+            tile_slide(slide, tmp_path / "a.zarr", SMALL, client=client)
+        assert not client.processing() or not any(client.processing().values())
+        assert list(tmp_path.iterdir()) == []
