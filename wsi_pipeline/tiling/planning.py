@@ -73,8 +73,8 @@ def plan_tiling(
     obstacle = _obstacle(info, base, options)
     if obstacle or not info.jpeg:
         note = (
-            f"level 0 is encoded anew as JPEG of quality "
-            f"{options.jpeg_quality}: {obstacle}; {_READERS}"
+            f"level 0 is encoded anew as JPEG of quality {options.jpeg_quality}: "
+            f"{obstacle}; {_READERS}"
         )
         return TilePlan(base, Layout("0.5", chunk, block, jpeg), note)
     tiles = info.jpeg
@@ -97,11 +97,8 @@ def _obstacle(info: SlideInfo, base: int, options: TileOptions) -> str:
     side = info.jpeg.side_px
     if side % 2 or side > _LARGEST_CHUNK_PX:
         return f"its tiles have {side} px, an even number up to 2048 is needed"
-    if options.chunk_px not in (None, info.jpeg.side_px):
-        return (
-            f"its tiles have {info.jpeg.side_px} px, chunk_px asks for "
-            f"{options.chunk_px}"
-        )
+    if options.chunk_px not in (None, side):
+        return f"its tiles have {side} px, chunk_px asks for {options.chunk_px}"
     return ""
 
 
@@ -151,7 +148,6 @@ def forecast_bytes(slide: Slide, plan: TilePlan) -> int:
     count = -(-size[0] // side) * -(-size[1] // side)
     step = -(-count // _SAMPLES)
     boxes = list(islice(whole.blocks(side), step // 2, None, step))
-
     source = SlideSource(slide, plan.base, side, side)
 
     def measured(box: Box) -> tuple[int, int, int]:
