@@ -1,4 +1,5 @@
-"""Servers on loopback: an S3 store (moto) and a web server, both of which can fail."""
+"""Servers on loopback: an S3 store (moto) and a web server, both of which can fail;
+a Dask cluster."""
 
 import base64
 import threading
@@ -9,6 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
+import dask
+from distributed import Client, LocalCluster
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
@@ -167,3 +170,21 @@ def web_server() -> Iterator[Web]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@contextmanager
+def local_client(workers: int) -> Iterator[Client]:
+    """A Dask cluster of processes."""
+    spawn = {"distributed.worker.multiprocessing-method": "spawn"}
+    with (
+        dask.config.set(spawn),
+        LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=True,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",  # None still takes port 8787
+        ) as running,
+        Client(running) as client,
+    ):
+        yield client

@@ -14,12 +14,11 @@ import numpy as np
 import pytest
 import tifffile
 
-from tests.servers import Store, Web, s3_store, web_server
+from tests.servers import Store, Web, local_client, s3_store, web_server
 from tests.slides import NumberSlide
 from tests.tiff_files import HALF_UM, Pixels, tissue_like
 from wsi_pipeline import publishing
 from wsi_pipeline.cli import main
-from wsi_pipeline.cluster import local_client
 from wsi_pipeline.config import RunConfig, TileOptions
 from wsi_pipeline.errors import (
     ConfigError,
@@ -156,7 +155,7 @@ def test_workers_in_other_processes_read_and_write_a_store(
     out = url.replace("a.tif", "a.zarr")
     tile_slide(open_slide(path), tmp_path / "a.zarr", SMALL)
     with local_client(1) as client:
-        tile_slide(open_slide(url), out, SMALL, client=client)
+        tile_slide(open_slide(url), out, SMALL, pool=client)
     assert stored(out) == files(tmp_path / "a.zarr")
 
 

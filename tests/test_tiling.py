@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from ome_zarr_models.v04 import Image as ImageV04
 from ome_zarr_models.v05 import Image
 
+from tests.servers import local_client
 from tests.slides import NumberSlide
-from wsi_pipeline import cluster, tiling
+from wsi_pipeline import tiling
 from wsi_pipeline.classes import MaskClass
-from wsi_pipeline.cluster import client_of, local_client
+from wsi_pipeline.cluster import processes
 from wsi_pipeline.config import TileOptions
-from wsi_pipeline.errors import ConfigError, ExportError, PyramidError, SlideError
+from wsi_pipeline.errors import ExportError, PyramidError, SlideError
 from wsi_pipeline.geometry import Box
 from wsi_pipeline.ngff import Source
 from wsi_pipeline.pyramid import MaskPyramid, Pyramid, open_pyramid
@@ -88,8 +89,11 @@ def test_bytes_do_not_depend_on_scheduler_or_workers(tmp_path):
     threads = tile_slide(slide, tmp_path / "threads.zarr", SMALL)
     single = tile_slide(slide, tmp_path / "single.zarr", one)
     with local_client(2) as client:
-        cluster = tile_slide(slide, tmp_path / "cluster.zarr", SMALL, client=client)
-    assert digest(threads.path) == digest(single.path) == digest(cluster.path)
+        cluster = tile_slide(slide, tmp_path / "cluster.zarr", SMALL, pool=client)
+    with processes(2) as pool:
+        apart = tile_slide(slide, tmp_path / "processes.zarr", SMALL, pool=pool)
+    folders = (threads, single, cluster, apart)
+    assert len({digest(folder.path) for folder in folders}) == 1
 
 
 def test_ome_zarr_models_accepts_the_pyramid(tmp_path):
@@ -166,31 +170,6 @@ def test_read_at_a_scale_resamples_and_pads_with_white(tmp_path):
     )
     assert pyramid.read(Box(0, 0, 159, 159), 0.62, (128, 128)).shape == (3, 128, 128)
     assert (pyramid.read(Box(2000, 2000, 64, 64), 1.0) == 255).all()
-
-
-def test_an_existing_dask_cluster_does_the_same_work(tmp_path):
-    slide = NumberSlide.of(2600, 1900)
-    threads = tile_slide(slide, tmp_path / "threads.zarr", SMALL)
-    with local_client(1) as running:
-        address = TileOptions(scheduler=running.scheduler.address).scheduler
-        with client_of(address) as client:
-            there = tile_slide(slide, tmp_path / "there.zarr", SMALL, client=client)
-    assert digest(threads.path) == digest(there.path)
-
-
-def test_a_scheduler_that_does_not_answer_is_named(monkeypatch):
-    monkeypatch.setattr(cluster, "_PATIENCE_S", 1)
-    with (
-        pytest.raises(ConfigError, match=r"no Dask scheduler answers at tcp://127"),
-        client_of("tcp://127.0.0.1:9"),
-    ):
-        pass
-
-
-@pytest.mark.parametrize("wrong", ["thread", "127.0.0.1:8786", "tcp://", "file:///x"])
-def test_a_scheduler_is_threads_processes_or_an_address(wrong):
-    with pytest.raises(ConfigError, match="scheduler"):
-        TileOptions(scheduler=wrong)
 
 
 def test_16_gigapixels_take_fewer_than_20_000_tasks(tmp_path):
@@ -315,12 +294,3 @@ def test_bytes_do_not_depend_on_how_much_is_read_at_once(tmp_path):
         made = tile_slide(reading, tmp_path / f"{read_px}.zarr", SMALL)
         folders.append(digest(made.path))
     assert len(set(folders)) == 1
-
-
-def test_a_cluster_leaves_nothing_when_a_block_cannot_be_read(tmp_path):
-    slide = NumberSlide.of(6000, 6000, broken=Box(1500, 1500, 1, 1))
-    with local_client(2) as client:
-        with pytest.raises(SlideError, match="damaged"):
-            tile_slide(slide, tmp_path / "a.zarr", SMALL, client=client)
-        assert not client.processing() or not any(client.processing().values())
-        assert list(tmp_path.iterdir()) == []

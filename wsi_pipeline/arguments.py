@@ -95,8 +95,8 @@ Workers = Annotated[
 Scheduler = Annotated[
     str | None,
     typer.Option(
-        help="'threads', 'processes', or a Dask scheduler's address (tcp://HOST:PORT) "
-        "whose workers see the same files.",
+        help="'threads', 'processes', 'auto' (processes for large slides), or a Dask "
+        "scheduler's address (tcp://HOST:PORT) whose workers see the same files.",
         rich_help_panel=TILES,
     ),
 ]

@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 
+from wsi_pipeline.cluster import Workers
 from wsi_pipeline.config import RunConfig
 from wsi_pipeline.errors import (
     ConfigError,
@@ -167,24 +168,24 @@ def run_batch(
     hooks = hooks or BatchHooks()
     entries = pick_samples(list(list_entries(slides)), only)
     check_config(config)
-    make_folder(out)
-    started = datetime.now(UTC)
-    outcomes: list[Outcome] = []
-    interrupted = True
-    try:
-        with Prober() as prober:
+    with Workers.of(config.tile) as workers, Prober() as prober:
+        make_folder(out)
+        worker = _Worker(out, model, config, retry, prober, workers, hooks.stage)
+        started = datetime.now(UTC)
+        outcomes: list[Outcome] = []
+        interrupted = True
+        try:
             for number, entry in enumerate(entries, 1):
                 if hooks.started:
                     hooks.started(number, len(entries), entry.path)
-                worker = _Worker(out, model, config, retry, prober, hooks.stage)
                 outcomes.append(worker.outcome(entry))
                 if hooks.ended:
                     hooks.ended(outcomes[-1])
-        interrupted = False
-    finally:
-        result = BatchResult(tuple(outcomes), interrupted)
-        if not only:
-            _write_run(out, result, model, config, started)
+            interrupted = False
+        finally:
+            result = BatchResult(tuple(outcomes), interrupted)
+            if not only:
+                _write_run(out, result, model, config, started)
     return result
 
 
@@ -197,6 +198,7 @@ class _Worker:
     config: RunConfig
     retry: bool
     prober: Prober
+    workers: Workers
     progress: Progress | None
 
     def outcome(self, entry: Entry) -> Outcome:
@@ -217,7 +219,12 @@ class _Worker:
             source = "--mpp" if job.mpp is None else "samplesheet"
             self.prober.probe(job.path, mpp=mpp, mpp_source=source)
             manifest = run_slide(
-                job, self.out, self.model, self.config, progress=self.progress
+                job,
+                self.out,
+                self.model,
+                self.config,
+                progress=self.progress,
+                workers=self.workers,
             )
             return Outcome(entry.path, manifest)
         except NotASlideError as error:

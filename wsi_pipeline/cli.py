@@ -192,6 +192,7 @@ def tile(
         .updated("tile", scheduler=scheduler, codec=codec, ome_zarr=ome_zarr)
         .updated("tile", jpeg_quality=jpeg_quality)
     )
+    from wsi_pipeline.cluster import Workers
     from wsi_pipeline.models.cards import find_model
     from wsi_pipeline.readers.discovery import find_slides, slide_id
     from wsi_pipeline.results import SlideFolder
@@ -203,15 +204,10 @@ def tile(
         name = found[0].path if found else "no file"  # a URL without its secrets
         raise ConfigError(f"{name}: one slide expected, got {reason}")
     job = SlideJob(slide_id(found[0]), found[0].path)
-    _stage(
-        "tile",
-        SlideRun(
-            SlideFolder(out / job.slide_id),
-            settings,
-            find_model(settings.model) if settings.model else None,
-            job,
-        ),
-    )
+    folder = SlideFolder(out / job.slide_id)
+    found_model = find_model(settings.model) if settings.model else None
+    with Workers.of(settings.tile) as tilers:
+        _stage("tile", SlideRun(folder, settings, found_model, job, workers=tilers))
 
 
 @app.command()

@@ -77,10 +77,11 @@ class TileOptions(Options):
     zstd_level: int = Field(1, ge=1, le=19, description="compression level")
     workers: int = Field(0, ge=0, description="parallel blocks; 0 = one per CPU")
     scheduler: str = Field(
-        "threads",
-        pattern=r"^(threads|processes|(tcp|tls|ws|wss)://\S+)$",
-        description="threads; processes: a local Dask cluster; or the address of a "
-        "Dask scheduler whose workers see the same files, tcp://HOST:PORT",
+        "auto",
+        pattern=r"^(auto|threads|processes|(tcp|tls|ws|wss)://\S+)$",
+        description="threads; processes; auto: processes for slides that are worth "
+        "their start; or the address of a Dask scheduler whose workers see the same "
+        "files, tcp://HOST:PORT",
     )
 
     @model_validator(mode="after")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 _ALIGNMENT = 4096  # of memory, offsets and sizes, at least the disk's block
 _BUFFER_BYTES = 2**20
@@ -57,7 +58,7 @@ class DirectFile:
         try:
             if kind is None and self._used:
                 padded = -(-self._used // _ALIGNMENT) * _ALIGNMENT
-                self._buffers[0][self._used : padded] = bytes(padded - self._used)
+                self._buffers[0][self._used : padded] = 0
                 self._send(padded)
             self._wait()
             if kind is None:
@@ -68,8 +69,8 @@ class DirectFile:
     def write(self, data: bytes) -> None:
         """Append bytes."""
         self._size += len(data)
-        rest = memoryview(data)
-        while rest:
+        rest = np.frombuffer(data, np.uint8)  # its copies release the GIL
+        while len(rest):
             part = rest[: _BUFFER_BYTES - self._used]
             self._buffers[0][self._used : self._used + len(part)] = part
             self._used += len(part)
@@ -80,7 +81,7 @@ class DirectFile:
     def _send(self, count: int) -> None:
         """Hand the full buffer to the disk and go on with the other one."""
         self._wait()
-        view = self._buffers[0][:count]
+        view = memoryview(self._buffers[0][:count])
         self._pending = self._disk.submit(_write_all, self._descriptor, view)
         self._buffers.reverse()
         self._used = 0
@@ -103,11 +104,11 @@ def _open_new(path: Path) -> int:
         return os.open(path, flags, 0o666)
 
 
-def _aligned(size: int) -> memoryview:
+def _aligned(size: int) -> NDArray[np.uint8]:
     """Memory from the heap, which comes back without the cost of new pages."""
     room = np.empty(size + _ALIGNMENT, np.uint8)
     start = -room.ctypes.data % _ALIGNMENT
-    return memoryview(room[start : start + size])
+    return room[start : start + size]
 
 
 def _write_all(descriptor: int, view: memoryview) -> None:

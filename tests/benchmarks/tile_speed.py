@@ -4,10 +4,10 @@ and against other programs: one Markdown table, and whether each promise holds.
     python tests/benchmarks/tile_speed.py [--megapixels 1070] [--keep FOLDER]
 
 Makes a JPEG TIFF, measures the floors (floors.py), then ours and the peers (peers.py),
-each in a process of its own on as many cores as threads. Peers that have to be
-installed run in the Python that --python-of-peers names; those that it cannot import
-are skipped with the reason. Seconds are those of the conversion, the page cache warm,
-without start-up and imports; only `wsi tile` is timed whole.
+each started anew on as many cores as threads; ours uses as many processes. Peers that
+have to be installed run in the Python that --python-of-peers names; those that it
+cannot import are skipped with the reason. Seconds are those of the conversion, the page
+cache warm, without start-up and imports; `wsi tile` alone is timed whole.
 """
 
 import argparse

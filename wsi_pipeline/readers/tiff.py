@@ -86,7 +86,9 @@ class _Room:
 
     def __init__(self, h: int, w: int, samples: int) -> None:
         self.tile = np.empty((h, w, samples), np.uint8)
-        self.colours = [np.empty((h, w), np.uint8) for _ in range(samples)]
+        # planes that lie whole pages apart would push each other out of the cache
+        apart = np.empty((samples, h * w + 16), np.uint8)
+        self.planes = apart[:, : h * w].reshape(samples, h, w)
 
 
 class TiffHandle:
@@ -210,19 +212,17 @@ def _paint(
             place[:] = 255  # what a short tile leaves open
         if right > left and bottom > top:
             part = pixels[top - y : bottom - y, left - x : right - x, : stop - start]
-            _lay(part, out[start:stop, top:bottom, left:right], room.colours)
+            _lay(part, out[start:stop, top:bottom, left:right], room.planes)
     return shapes
 
 
 def _lay(
-    pixels: NDArray[np.uint8], out: NDArray[np.uint8], scratch: list[NDArray[np.uint8]]
+    pixels: NDArray[np.uint8], out: NDArray[np.uint8], scratch: NDArray[np.uint8]
 ) -> None:
     """Put (h, w, s) pixels into (s, h, w) planes."""
-    fits = len(out) == len(scratch) > 1 and scratch[0].shape == out.shape[1:]
-    if fits and pixels.flags.c_contiguous:
-        cv2.split(pixels, scratch)
-        for plane, colour in zip(out, scratch, strict=True):
-            plane[:] = colour
+    if scratch.shape == out.shape and len(out) > 1 and pixels.flags.c_contiguous:
+        cv2.split(pixels, list(scratch))
+        out[:] = scratch
     else:
         out[:] = pixels.transpose(2, 0, 1)
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wsi_pipeline.cluster import Workers
 from wsi_pipeline.config import RunConfig
 from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.models.cards import ModelFolder
@@ -80,6 +81,8 @@ class SlideRun:
         Needed by "tile" only.
     progress : callable, optional
         Called with (stage, done, total).
+    workers : Workers, optional
+        Who tiles; left out, threads of this process.
     """
 
     folder: SlideFolder
@@ -87,6 +90,7 @@ class SlideRun:
     model: ModelFolder | None = None
     job: SlideJob | None = None
     progress: Progress | None = None
+    workers: Workers | None = None
 
     def ticker(self, stage: str) -> Callable[[int, int], None]:
         """Progress of one stage."""

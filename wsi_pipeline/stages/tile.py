@@ -1,6 +1,5 @@
 """The stage "tile" of a slide's folder."""
 
-from wsi_pipeline.cluster import client_of
 from wsi_pipeline.errors import ConfigError, SlideError
 from wsi_pipeline.pictures import publish_picture, thumbnail
 from wsi_pipeline.stages import Published, SlideRun
@@ -22,15 +21,14 @@ def publish(run: SlideRun) -> Published:
                 f"{info.path.name}: has {info.scale.mean:.3g} um/px, the model needs "
                 f"{base_mpp:.3g}; there is not enough detail to go by"
             )
-        with client_of(options.scheduler, options.workers) as client:
-            pyramid = tile_slide(
-                slide,
-                folder.pyramid,
-                options,
-                base_mpp=base_mpp,
-                client=client,
-                progress=run.ticker("tile"),
-            )
+        pyramid = tile_slide(
+            slide,
+            folder.pyramid,
+            options,
+            base_mpp=base_mpp,
+            pool=run.workers.pool_for(info) if run.workers else None,
+            progress=run.ticker("tile"),
+        )
     publish_picture(folder.thumbnail, thumbnail(pyramid))
     facts = {
         **pyramid.source.to_json(),

@@ -1,9 +1,12 @@
 """Turns a slide into an OME-Zarr pyramid, one task per shard-aligned block."""
 
+import concurrent.futures
+import functools
 import itertools
 import logging
+import pickle
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from threading import BoundedSemaphore
@@ -14,6 +17,7 @@ from dask.delayed import delayed
 from distributed import Client, Future, as_completed, wait
 
 from wsi_pipeline.config import TileOptions
+from wsi_pipeline.errors import ExportError
 from wsi_pipeline.geometry import Box
 from wsi_pipeline.layout import Layout
 from wsi_pipeline.ngff import Source
@@ -46,7 +50,7 @@ def tile_slide(
     options: TileOptions | None = None,
     *,
     base_mpp: float | None = None,
-    client: Client | None = None,
+    pool: Client | ProcessPoolExecutor | None = None,
     progress: Progress | None = None,
 ) -> Pyramid:
     """Write the pyramid of a slide; its name appears when it is complete.
@@ -63,8 +67,8 @@ def tile_slide(
     base_mpp : float, optional
         um/px the base must not be coarser than, used where `options.target_mpp` is
         left out; None keeps level 0.
-    client : distributed.Client, optional
-        Runs the blocks on a Dask cluster; left out, on threads of this process.
+    pool : distributed.Client or ProcessPoolExecutor, optional
+        Tiles the blocks; left out, threads of this process do.
     progress : callable, optional
         Called with (blocks done, blocks in all).
 
@@ -77,7 +81,8 @@ def tile_slide(
     SlideError
         If a block cannot be read.
     ExportError
-        If the folder cannot be written, or the disk is too small for the forecast.
+        If the folder cannot be written, the disk is too small for the forecast, or a
+        process of the pool dies.
 
     Notes
     -----
@@ -121,7 +126,7 @@ def tile_slide(
             workers *= 2  # half of them wait for the network
         for first, blocks in rounds:
             task = _Task(slide if first == 0 else None, pyramid, layout, first)
-            _run(task, blocks, workers, client, tick)
+            _run(task, blocks, workers, pool, tick)
     return Pyramid(path)
 
 
@@ -165,24 +170,75 @@ def _run(
     task: _Task,
     blocks: list[Box],
     workers: int,
-    client: Client | None,
+    pool: Client | ProcessPoolExecutor | None,
     tick: Callable[[], None],
 ) -> None:
-    """Run one task per block; `tick` is called as each ends."""
-    if client is not None:
+    """Run one task per block; `tick` is called as each ends.
 
-        def write(block: Box) -> None:
-            settle(task(block))
+    An error or an interrupt waits for the blocks under way: none writes into a folder
+    that is about to be removed.
+    """
+    if isinstance(pool, Client):
+        _run_on_cluster(task, blocks, pool, tick)
+    elif pool is not None:
+        _run_in_processes(task, blocks, pool, tick)
+    else:
+        _run_in_threads(task, blocks, workers, tick)
 
-        futures = client.map(write, blocks, pure=False)
+
+def _run_on_cluster(
+    task: _Task, blocks: list[Box], client: Client, tick: Callable[[], None]
+) -> None:
+    def write(block: Box) -> None:
+        settle(task(block))
+
+    futures = client.map(write, blocks, pure=False)
+    try:
+        for future in as_completed(futures):
+            future.result()
+            tick()
+    except BaseException:
+        _stop(client, futures)
+        raise
+
+
+def _run_in_processes(
+    task: _Task, blocks: list[Box], pool: ProcessPoolExecutor, tick: Callable[[], None]
+) -> None:
+    packed = pickle.dumps(task)
+    try:
+        futures = [pool.submit(_write_packed, packed, block) for block in blocks]
         try:
-            for future in as_completed(futures):
-                future.result()
+            for future in concurrent.futures.as_completed(futures):
+                settle(future.result())  # beside the blocks under way
                 tick()
         except BaseException:
-            _stop(client, futures)
+            concurrent.futures.wait([f for f in futures if not f.cancel()])
             raise
-        return
+    except BrokenExecutor as error:
+        raise ExportError(
+            f"{task.pyramid.path.name}: a process that tiled it died; if memory ran "
+            "out, fewer --workers help"
+        ) from error
+
+
+def _write_packed(packed: bytes, block: Box) -> list[Path]:
+    """Write a block; returns local files, which any process can flush."""
+    files = _unpacked(packed)(block)
+    settle(file for file in files if not isinstance(file, Path))
+    return [file for file in files if isinstance(file, Path)]
+
+
+@functools.lru_cache(maxsize=1)
+def _unpacked(packed: bytes) -> _Task:
+    """A task that is kept from block to block, with its slide open."""
+    task: _Task = pickle.loads(packed)  # noqa: S301  # from the parent process
+    return task
+
+
+def _run_in_threads(
+    task: _Task, blocks: list[Box], workers: int, tick: Callable[[], None]
+) -> None:
     # A thread that waits for the disk or the network lends its turn to another.
     turns = BoundedSemaphore(workers)
 
@@ -192,8 +248,6 @@ def _run(
         settle(files)
 
     tasks = [delayed(write_in_turn, pure=False)(block) for block in blocks]
-    # leaving the pool waits for blocks under way: none writes into a folder that an
-    # error or an interrupt is about to remove
     with (
         ThreadPoolExecutor(workers * 2) as pool,
         Callback(posttask=lambda *_: tick()),
