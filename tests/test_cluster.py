@@ -95,7 +95,7 @@ def test_processes_are_started_once_and_only_for_what_is_worth_it():
         assert workers.pool_for(small) is None
         pool = workers.pool_for(large)
         assert isinstance(pool, ProcessPoolExecutor)
-        assert workers.pool_for(large) is pool
+        assert workers.pool_for(large) is pool is workers.pool_for(small)
     with Workers("auto", 1) as workers:
         assert workers.pool_for(large) is None
     with Workers("threads", 2) as workers:

@@ -2,4 +2,5 @@
 
 from wsi_pipeline.cli import main
 
-main()
+if __name__ == "__main__":
+    main()

@@ -22,7 +22,7 @@ from wsi_pipeline.process import cpu_count, keep_freed_memory
 from wsi_pipeline.slide import SlideInfo
 
 _PATIENCE_S = 15
-_WORTH_PX = 4e8  # of a slide: below, starting processes takes as long as they save
+_WORTH_PX = 1e9  # of a slide: below, starting processes takes as long as they save
 
 type Pool = Client | ProcessPoolExecutor
 
@@ -33,8 +33,8 @@ class Workers:
     Parameters
     ----------
     scheduler : str
-        "threads", "processes", "auto" (processes for slides that are worth it), or the
-        address of a Dask scheduler.
+        "threads", "processes", "auto" (processes from the first slide on that is worth
+        it), or the address of a Dask scheduler.
     count : int
         Processes; 0 = one per CPU. An existing cluster has its own.
 
@@ -69,11 +69,12 @@ class Workers:
             return self._pool
         if self._scheduler == "threads":
             return None
-        if self._scheduler == "auto" and not self._is_worth_it(slide):
-            return None
-        if self._pool is None or _is_broken(self._pool):
+        if self._pool is not None and not _is_broken(self._pool):
+            return self._pool
+        if self._scheduler == "processes" or self._is_worth_it(slide):
             self._pool = self._open.enter_context(processes(self._count))
-        return self._pool
+            return self._pool
+        return None
 
     def _is_worth_it(self, slide: SlideInfo) -> bool:
         w, h = slide.size_px
