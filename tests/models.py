@@ -13,7 +13,9 @@ from wsi_pipeline.models.cards import (
     SelectorCard,
     write_card,
 )
-from wsi_pipeline.models.segmenter import STRATEGIES, SegmenterSpec, SegmentNet
+from wsi_pipeline.models.density import DensityNet
+from wsi_pipeline.models.segmenter import SegmentNet
+from wsi_pipeline.models.spec import SegmenterSpec
 from wsi_pipeline.models.weights import save_state
 
 CLASSES = (
@@ -23,8 +25,14 @@ CLASSES = (
 )
 
 
+_ARMS = "learned", "uniform"
+
+
 def small_spec(
-    nodes: int = 16, strategies: tuple[str, ...] = STRATEGIES
+    nodes: int | tuple[int, int] = 16,
+    strategies: tuple[str, ...] = _ARMS,
+    *,
+    resizer: bool = False,
 ) -> SegmenterSpec:
     """A spec with few channels and nodes."""
     return SegmenterSpec(
@@ -34,6 +42,7 @@ def small_spec(
         density_widths=(4, 8),
         sigma=0.1,
         strategies=strategies,
+        resizer=resizer,
     )
 
 
@@ -42,7 +51,7 @@ def small_model(
     *,
     mpp: float = 1.0,
     region_px: int = 128,
-    strategies: tuple[str, ...] = STRATEGIES,
+    strategies: tuple[str, ...] = _ARMS,
     seed: int = 0,
 ) -> ModelFolder:
     """Write a model folder; its density net is not even, its selector is absent."""
@@ -51,14 +60,14 @@ def small_model(
         torch.manual_seed(seed)
         arms = nn.ModuleDict({s: SegmentNet(spec, s) for s in strategies})
         for arm in arms.values():
-            assert isinstance(arm, SegmentNet)
-            if arm.density is not None:
-                nn.init.normal_(arm.density.net.head.weight, std=50.0)
+            for part in arm.modules():
+                if isinstance(part, DensityNet):
+                    nn.init.normal_(part.net.head.weight, std=50.0)
     segmenter = SegmenterCard(
         sha256=save_state(arms, folder / "segmenter.safetensors"),
         mpp=mpp,
         region_px=region_px,
-        nodes=spec.nodes,
+        nodes=spec.shape[0],
         architecture=spec.to_json(),
         training={},
         metrics={},

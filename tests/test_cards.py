@@ -11,7 +11,7 @@ from wsi_pipeline.models.cards import (
     read_card,
     shipped_models,
 )
-from wsi_pipeline.training.describing import DATASETS, check_request, publish_part
+from wsi_pipeline.training.describing import DATASETS, check_folder, publish_part
 
 
 def parts(folder) -> tuple[SelectorCard, SegmenterCard]:
@@ -69,7 +69,7 @@ def test_parts_of_different_datasets_are_not_put_together(tmp_path):
 @pytest.mark.parametrize("name", ["tissue", "my model", ".x"])
 def test_a_folder_that_is_no_name_is_refused_before_training(tmp_path, name):
     with pytest.raises(ConfigError, match="no name"):
-        check_request("glas", tmp_path / name)
+        check_folder(tmp_path / name)
 
 
 def test_changed_or_foreign_weights_are_not_loaded(tmp_path):

@@ -14,13 +14,10 @@ from wsi_pipeline.config import SegmentOptions
 from wsi_pipeline.errors import BudgetError, ModelError, UnknownNameError
 from wsi_pipeline.metrics import confusion, mean_iou
 from wsi_pipeline.models.cards import ModelFolder
-from wsi_pipeline.models.sampling import identity_grid, sample_at
-from wsi_pipeline.models.segmenter import (
-    SegmenterSpec,
-    SegmentNet,
-    load_segmenter,
-)
+from wsi_pipeline.models.sampling import identity_grid, sample_at, to_unit
+from wsi_pipeline.models.segmenter import SegmentNet, load_segmenter
 from wsi_pipeline.models.segmenting import RegionSegmenter, open_segmenter, read_level
+from wsi_pipeline.models.spec import SegmenterSpec
 from wsi_pipeline.models.unet import UNet
 from wsi_pipeline.models.weights import load_state, save_state
 
@@ -68,7 +65,7 @@ def test_probabilities_and_grid_are_what_regions_promise(model: ModelFolder) -> 
         assert grids.shape == (3, 2, 16, 16)
         assert np.abs(probabilities.astype(np.float64).sum(axis=1) - 1).max() < 2e-3
         assert 0 <= grids.min() <= grids.max() <= 1
-        even = np.abs(grids - identity_grid(16, 16).numpy()).max()
+        even = np.abs(grids - to_unit(identity_grid(16, 16)).numpy()).max()
         assert (even == 0) == (strategy == "uniform")
 
 
@@ -114,9 +111,9 @@ def test_even_density_through_the_whole_deformed_path_is_the_baseline() -> None:
         # untrained logits hardly differ: centred, so that every class wins
         image = np.kron(pixels(1, 16, seed=5), np.ones((1, 1, 16, 16), np.uint8))
         view = torch.from_numpy(image[..., ::8, ::8]).float() / 127.5 - 1
-        uniform.net.head.bias -= uniform.net(view).mean(dim=(0, 2, 3))
-    learned.net.load_state_dict(uniform.net.state_dict())
-    head = learned.density.net.head  # type: ignore[union-attr]  # learned has one
+        uniform.body.head.bias -= uniform.body(view).mean(dim=(0, 2, 3))
+    learned.body.load_state_dict(uniform.body.state_dict())
+    head = learned.placer.net.net.head
     nn.init.normal_(head.weight, std=0.05)
     unit = np.linspace(0, 1, 256)
     masks = []
@@ -124,7 +121,7 @@ def test_even_density_through_the_whole_deformed_path_is_the_baseline() -> None:
         probabilities, grids = RegionSegmenter(net, 1)(image, 0)
         masks.append(sample_at(probabilities[0], grids[0], unit, unit).argmax(axis=0))
     # not the identity to the last bit, so the exact inverse is at work
-    assert 2e-6 < np.abs(grids - identity_grid(32, 32).numpy()).max() < 1e-3
+    assert 2e-6 < np.abs(grids - to_unit(identity_grid(32, 32)).numpy()).max() < 1e-3
     assert np.bincount(masks[0].ravel()).min() > 2000
     assert mean_iou(confusion(masks[0], masks[1], 3)) > 0.998
 
@@ -202,11 +199,11 @@ def test_files_that_do_not_fit_are_refused(
 
 def test_a_strategy_without_weights_is_named(tmp_path: Path) -> None:
     model = small_model(tmp_path, strategies=("uniform",))
-    assert load_segmenter(model, "uniform", "cpu").density is None
+    assert len(list(load_segmenter(model, "uniform", "cpu").placer.parameters())) == 0
     with pytest.raises(UnknownNameError, match="it has: uniform"):
         load_segmenter(model, "learned", "cpu")
     with pytest.raises(UnknownNameError, match="there are: learned, uniform"):
-        SegmentNet(small_spec(), "edge")
+        SegmentNet(small_spec(), "foveal")
 
 
 def test_a_card_for_another_net_is_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Training of the segmenter: data, losses, loop, and a tiny run from end to end."""
+"""Training of the segmenter: data, losses, and a tiny run from end to end."""
 
 from pathlib import Path
 
@@ -8,35 +8,31 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from torch import Tensor, nn
 from torch.nn import functional
 
-from wsi_pipeline.errors import ConfigError, UnknownNameError
 from wsi_pipeline.models.sampling import identity_grid
-from wsi_pipeline.models.segmenter import SegmenterSpec, SegmentNet
+from wsi_pipeline.models.segmenter import SegmentNet
 from wsi_pipeline.models.segmenting import RegionSegmenter
+from wsi_pipeline.models.spec import SegmenterSpec
 from wsi_pipeline.models.weights import load_state
 from wsi_pipeline.publishing import sha256_file
+from wsi_pipeline.training.arms import ArmOptions, fit_arm
 from wsi_pipeline.training.data import (
     LabelledImages,
     RegionBatch,
     RegionSource,
+    Views,
     class_shares,
-    load_glas,
-    paint_images,
 )
-from wsi_pipeline.training.loop import LoopOptions, fit
+from wsi_pipeline.training.datasets import load_dataset
+from wsi_pipeline.training.loop import LoopOptions
 from wsi_pipeline.training.losses import (
     area_weights,
     boundary_density,
     density_divergence,
     soft_cross_entropy,
 )
-from wsi_pipeline.training.segment import (
-    fit_strategy,
-    load_dataset,
-    train_segment,
-)
+from wsi_pipeline.training.segment import train_segment
 from wsi_pipeline.training.validation import predict_image
 
 
@@ -64,7 +60,7 @@ def images(*sizes: tuple[int, int]) -> LabelledImages:
 
 
 def draw(n: int = 6, seed: int = 0) -> RegionBatch:
-    source = RegionSource(images((300, 420), (260, 300)), 256, 3)
+    source = RegionSource(images((300, 420), (260, 300)), Views((256, 256)), 3)
     return source.draw(n, np.random.default_rng(seed), "cpu")
 
 
@@ -76,7 +72,7 @@ def test_pixels_and_labels_go_through_the_same_transform() -> None:
         batch = draw(seed=seed)
         grid = identity_grid(32, 32).expand(6, -1, -1, -1)
         shares = class_shares(batch.tap_labels(grid, 4), 3, 4)
-        pixels = batch.sample(grid)
+        pixels = batch.sample(grid, 4)
         pure = shares.amax(dim=1) == 1
         # away from block borders the brightest channel names the class; a level-1
         # pixel may reach a little over the border
@@ -90,7 +86,7 @@ def test_regions_differ_in_place_turn_zoom_and_stain() -> None:
     scale = torch.linalg.det(batch.matrix)
     assert (scale > 0).any()
     assert (scale < 0).any()
-    zoom = scale.abs().sqrt() / 255
+    zoom = scale.abs().sqrt() / 255 * 2
     far = zoom > 1.4
     near = zoom[~far]
     assert 0.78 <= near.min() < 0.9 < 1.15 < near.max() <= 1.281
@@ -104,8 +100,8 @@ def test_regions_differ_in_place_turn_zoom_and_stain() -> None:
 def test_the_same_seed_draws_the_same_batch() -> None:
     a, b, c = draw(seed=3), draw(seed=3), draw(seed=4)
     grid = identity_grid(16, 16).expand(6, -1, -1, -1)
-    assert torch.equal(a.sample(grid), b.sample(grid))
-    assert not torch.equal(a.sample(grid), c.sample(grid))
+    assert torch.equal(a.sample(grid, 4), b.sample(grid, 4))
+    assert not torch.equal(a.sample(grid, 4), c.sample(grid, 4))
 
 
 @given(value=st.integers(0, 2), seed=st.integers(0, 100))
@@ -116,8 +112,10 @@ def test_a_constant_label_stays_constant_also_beyond_the_border(
     """Check 7: no class is invented, whatever the grid and the transform."""
     label = np.full((300, 300), value, np.uint8)
     data = LabelledImages((coloured(label),), (label,), ("a",), ("a",), 1.0)
-    batch = RegionSource(data, 280, 2).draw(2, np.random.default_rng(seed), "cpu")
-    grid = torch.rand(2, 2, 9, 9, generator=torch.Generator().manual_seed(seed))
+    batch = RegionSource(data, Views((280, 280)), 2).draw(
+        2, np.random.default_rng(seed), "cpu"
+    )
+    grid = torch.rand(2, 9, 9, 2, generator=torch.Generator().manual_seed(seed)) * 2 - 1
     assert (batch.tap_labels(grid, 4) == value).all()
 
 
@@ -125,39 +123,15 @@ def test_sampled_labels_are_labels_of_the_source() -> None:
     labels = np.random.default_rng(0).choice([1, 2, 255], size=(200, 200))
     label = labels.astype(np.uint8)
     data = LabelledImages((coloured(label),), (label,), ("a",), ("a",), 1.0)
-    batch = RegionSource(data, 128, 2).draw(2, np.random.default_rng(0), "cpu")
+    batch = RegionSource(data, Views((128, 128)), 2).draw(
+        2, np.random.default_rng(0), "cpu"
+    )
     taps = batch.tap_labels(identity_grid(16, 16).expand(2, -1, -1, -1), 4)
     assert set(taps.flatten().tolist()) == {1, 2, 255}
     shares = class_shares(taps, 3, 4)
     assert (shares[:, 0] == 0).all()
     known = functional.avg_pool2d((taps != 255).float(), 4)
     torch.testing.assert_close(shares.sum(dim=1), known)
-
-
-def test_painted_images_are_labelled_and_repeatable() -> None:
-    a, b = (paint_images([10_000, 10_001], 128, 2.0) for _ in range(2))
-    assert [image.shape for image in a.images] == [(3, 128, 128)] * 2
-    assert a.labels[0].max() <= 5
-    np.testing.assert_array_equal(a.images[1], b.images[1])
-    assert a.names == ("synthetic-10000", "synthetic-10001")
-
-
-def test_glas_is_split_by_patient(data_dir: Path) -> None:
-    validation = load_glas(data_dir, "val")
-    assert len(validation) == 25
-    assert set(validation.groups) == {"5", "8", "11"}
-    for image, label in zip(validation.images, validation.labels, strict=True):
-        assert image.shape == (3, *label.shape)
-        assert label.max() <= 2
-
-
-def test_missing_data_and_unknown_sets_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no GlaS data"):
-        load_dataset("glas", tmp_path, 1)
-    with pytest.raises(ConfigError, match="--data"):
-        load_dataset("glas", None, 1)
-    with pytest.raises(UnknownNameError, match="there are: glas, synthetic"):
-        load_dataset("cats", None, 1)
 
 
 # losses
@@ -204,7 +178,7 @@ def test_boundary_density_sits_on_the_boundaries() -> None:
     labels = torch.zeros(2, 32, 32, dtype=torch.long)
     labels[0, :, 16:] = 2
     labels[:, :4] = 255
-    target = boundary_density(labels, 8)
+    target = boundary_density(labels, (8, 8))
     torch.testing.assert_close(target.sum(dim=(1, 2, 3)), torch.ones(2))
     # a mark is no boundary: the second region is even
     torch.testing.assert_close(target[1], torch.full((1, 8, 8), 1 / 64))
@@ -213,77 +187,16 @@ def test_boundary_density_sits_on_the_boundaries() -> None:
     assert (columns[[0, 7]] < 0.05).all()
     # the number of a class plays no part
     other = torch.where(labels == 2, 1, labels)
-    torch.testing.assert_close(boundary_density(other, 8), target)
+    torch.testing.assert_close(boundary_density(other, (8, 8)), target)
 
 
 def test_divergence_is_zero_at_the_target_only() -> None:
-    target = boundary_density(torch.from_numpy(blocks(128, 128)).long()[None], 16)
+    target = boundary_density(torch.from_numpy(blocks(128, 128)).long()[None], (16, 16))
     assert float(density_divergence(target, target)) == pytest.approx(0, abs=1e-6)
     even = torch.full_like(target, 1 / 256)
     expected = float((target * (target * 256).log()).sum())
     assert float(density_divergence(even, target)) == pytest.approx(expected, rel=1e-5)
     assert expected > 0.1
-
-
-# loop
-
-
-class Line(nn.Module):
-    """y = a x + b, two parameters."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.slope = nn.Parameter(torch.zeros(1))
-        self.shift = nn.Parameter(torch.zeros(1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Evaluate."""
-        return self.slope * x + self.shift
-
-
-def line_loss(module: nn.Module, step: int) -> Tensor:
-    x = torch.linspace(-1, 1, 8) + 0.1 * (step % 2)
-    out: Tensor = ((module(x) - (2 * x - 1)) ** 2).mean()
-    return out
-
-
-def test_fit_finds_the_line_and_reports_every_step() -> None:
-    line, seen = Line(), []
-    options = LoopOptions(200, lr=0.1, weight_decay=0, warm_up_steps=5, average=0.9)
-    losses = fit(
-        line,
-        line_loss,
-        options,
-        progress=lambda done, total: seen.append((done, total)),
-    )
-    assert float(line.slope.detach()) == pytest.approx(2, abs=0.02)
-    assert float(line.shift.detach()) == pytest.approx(-1, abs=0.02)
-    assert not line.training
-    assert len(losses) == 200
-    assert losses[-1] < 1e-3 < losses[0]
-    assert seen[0] == (1, 200)
-    assert seen[-1] == (200, 200)
-
-
-def test_fit_scales_the_rate_by_name() -> None:
-    line = Line()
-    fit(line, line_loss, LoopOptions(5, lr=0.1, lr_scales={"slope": 0.0}))
-    assert float(line.slope.detach()) == 0
-    assert float(line.shift.detach()) != 0
-
-
-def test_fit_ends_with_the_average() -> None:
-    final, mean = Line(), Line()
-    common = {"lr": 0.1, "weight_decay": 0.0, "warm_up_steps": 1}
-    fit(final, line_loss, LoopOptions(6, average=0.0, **common))  # type: ignore[arg-type]  # a plain dict
-    fit(mean, line_loss, LoopOptions(6, average=0.9, **common))  # type: ignore[arg-type]
-    assert 0 < float(mean.slope.detach()) < float(final.slope.detach())
-
-
-def test_no_steps_leave_the_module_alone() -> None:
-    line = Line()
-    assert fit(line, line_loss, LoopOptions(0)) == []
-    assert float(line.slope.detach()) == 0
 
 
 # end to end
@@ -293,8 +206,9 @@ def test_a_few_steps_lower_the_loss() -> None:
     spec = SegmenterSpec(3, nodes=16, widths=(8, 12), density_widths=(4, 8))
     data = images((512, 512), (512, 512))
     options = LoopOptions(30, lr=1e-2, warm_up_steps=3, average=0.5)
+    arm = ArmOptions(Views((512, 512)), batch=4)
     for strategy in ("learned", "uniform"):
-        net, losses = fit_strategy(spec, strategy, data, options, batch=4, seed=0)
+        net, losses = fit_arm(spec, strategy, data, arm, options)
         assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:3])
         found = predict_image(RegionSegmenter(net, 1), data.images[0], 512)
         assert found.shape == (512, 512)
@@ -315,7 +229,8 @@ def test_training_writes_a_card_and_weights_and_repeats_itself(tmp_path: Path) -
     seen: list[tuple[int, int]] = []
     cards = [
         train_segment(
-            "synthetic", tmp_path / name, steps=2, batch=2, images=2, seed=7,
+            load_dataset("synthetic", None, images=2), tmp_path / name, steps=2,
+            batch=2, seed=7,
             progress=lambda done, total: seen.append((done, total)),
         )
         for name in ("a", "b")

@@ -147,7 +147,11 @@ TopM = Annotated[
 ]
 Strategy = Annotated[
     str | None,
-    typer.Option(help="'learned' or 'uniform' sampling.", rich_help_panel=NETS),
+    typer.Option(
+        help="How samples are placed: 'learned', 'uniform', or another arm that the "
+        "model was trained with.",
+        rich_help_panel=NETS,
+    ),
 ]
 Coverage = Annotated[
     str | None,

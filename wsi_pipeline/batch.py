@@ -157,7 +157,9 @@ def run_batch(
     ------
     ConfigError
         If the samplesheet is wrong, two slides share an id, or an option asks for
-        what is not there (a device, a mask, a format).
+        what is not there (a device, a mask).
+    UnknownNameError
+        If an option names a format or strategy that is not there.
     SlideError
         If a path does not exist.
     ExportError
@@ -167,7 +169,7 @@ def run_batch(
     """
     hooks = hooks or BatchHooks()
     entries = pick_samples(list(list_entries(slides)), only)
-    check_config(config)
+    check_config(config, model.card)
     with Workers.of(config.tile) as workers, Prober() as prober:
         make_folder(out)
         worker = _Worker(out, model, config, retry, prober, workers, hooks.stage)

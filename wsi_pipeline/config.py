@@ -156,8 +156,10 @@ class SelectOptions(NetOptions):
 class SegmentOptions(NetOptions):
     """Options of segmentation: Pyramid and Selection to RegionPredictions."""
 
-    strategy: Literal["learned", "uniform"] = Field(
-        "learned", description="how samples are placed in a region"
+    strategy: str = Field(
+        "learned",
+        description="how samples are placed in a region: one that the model has "
+        "weights for",
     )
     coverage: Literal["selected", "all"] = Field(
         "selected",

@@ -1,12 +1,13 @@
 """Refuses what no slide could be run with, before any slide is touched."""
 
 from wsi_pipeline.config import RunConfig
-from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.errors import ConfigError, UnknownNameError
 from wsi_pipeline.exporters import EXPORTERS
 from wsi_pipeline.models.budget import resolve_device
+from wsi_pipeline.models.cards import ModelCard
 
 
-def check_config(config: RunConfig) -> None:
+def check_config(config: RunConfig, card: ModelCard) -> None:
     """Refuse, before any slide is touched, what no slide could be run with.
 
     Raises
@@ -14,8 +15,14 @@ def check_config(config: RunConfig) -> None:
     ConfigError
         If the device or the tissue mask is not there.
     UnknownNameError
-        If there is no such export format.
+        If there is no such export format, or the model has no such strategy.
     """
+    arms = card.segmenter.architecture.get("strategies", ())
+    if config.segment.strategy not in arms:
+        raise UnknownNameError(
+            f"model {card.name!r} has no weights for strategy "
+            f"{config.segment.strategy!r}; it has: {', '.join(arms)}"
+        )
     for options in (config.select, config.segment):
         resolve_device(options.device)
     EXPORTERS.load(config.export.format)

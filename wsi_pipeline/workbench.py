@@ -5,10 +5,20 @@ from typing import Annotated, Any
 
 import typer
 
-from wsi_pipeline.arguments import Data, Seed
+from wsi_pipeline.arguments import Data, Json, Seed
 from wsi_pipeline.console import print_json, terminal_of
 
 Dataset = Annotated[str, typer.Argument(help="'synthetic' or 'glas'.")]
+SegmentDataset = Annotated[
+    str,
+    typer.Argument(
+        help="'synthetic', 'glas', 'folder' (your own images and masks), ...; an "
+        "unknown name lists them all."
+    ),
+]
+ClassSet = Annotated[
+    str | None, typer.Option(help="Another set of classes, such as 'binary' of glas.")
+]
 ModelOut = Annotated[Path, typer.Option("--out", "-o", help="The model's folder.")]
 TrainDevice = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")]
 
@@ -29,10 +39,11 @@ def train_selector(
     device: TrainDevice = "cpu",
 ) -> None:
     """Train a selector from slide-level labels."""
-    from wsi_pipeline.training.describing import check_request, publish_part
+    from wsi_pipeline.training.describing import check_folder, describe, publish_part
     from wsi_pipeline.training.select import train_select
 
-    check_request(dataset, out)
+    describe(dataset)
+    check_folder(out)
     with terminal_of() as terminal:
         tick = terminal.ticker("train select")
         part = train_select(
@@ -44,25 +55,41 @@ def train_selector(
 
 @train.command("segment")
 def train_segmenter(
-    dataset: Dataset,
+    dataset: SegmentDataset,
     out: ModelOut,
     data: Data = Path("../shared/data"),
     steps: Annotated[int, typer.Option(help="Training steps of each arm.")] = 1000,
+    strategy: Annotated[
+        list[str] | None,
+        typer.Option(help="What to train (may be repeated); learned and uniform."),
+    ] = None,
+    body: Annotated[str, typer.Option(help="Segmentation net.")] = "unet",
+    nodes: Annotated[int, typer.Option(min=16, help="Samples along a side.")] = 64,
+    batch: Annotated[int, typer.Option(min=1, help="Regions per step.")] = 8,
+    images: Annotated[int, typer.Option(min=1, help="Images to paint.")] = 96,
+    classes: ClassSet = None,
+    mpp: Annotated[
+        float | None, typer.Option(help="um/px, where the files do not state it.")
+    ] = None,
     seed: Seed = 0,
     device: TrainDevice = "cpu",
 ) -> None:
-    """Train a segmenter with its deformed downsampler, and the uniform arm beside."""
-    from wsi_pipeline.training.describing import check_request, publish_part
+    """Train a segmenter: its sampler, and an evenly sampled arm beside it."""
+    from wsi_pipeline.training.datasets import DatasetOptions, load_dataset
+    from wsi_pipeline.training.describing import check_folder, facts_of, publish_part
     from wsi_pipeline.training.segment import train_segment
 
-    check_request(dataset, out)
+    check_folder(out)
+    wanted = DatasetOptions(images=images, classes=classes, mpp=mpp, seed=seed)
+    found = load_dataset(dataset, data, options=wanted)
     with terminal_of() as terminal:
-        tick = terminal.ticker("train segment")
         part = train_segment(
-            dataset, out, data_dir=data, steps=steps, seed=seed, device=device,
-            progress=tick,
+            found, out, steps=steps, seed=seed, device=device,
+            strategies=strategy or ("learned", "uniform"), body=body, nodes=nodes,
+            batch=batch, progress=terminal.ticker("train segment"),
         )  # fmt: skip
-    _say(publish_part(out, dataset, part), "select", part.metrics)
+    card = publish_part(out, found.name, part, facts_of(found))
+    _say(card, "select", part.metrics)
 
 
 def _say(card: Path | None, other: str, metrics: dict[str, Any]) -> None:
@@ -80,6 +107,40 @@ def evaluate_masks_verb(
     from wsi_pipeline.pyramid import MaskPyramid
 
     print_json(evaluate_masks(MaskPyramid(predicted), MaskPyramid(truth)).to_json())
+
+
+@evaluate.command("segment")
+def evaluate_segmenter_verb(
+    model: Annotated[str, typer.Argument(help="Name or folder of the model.")],
+    dataset: SegmentDataset,
+    data: Data = Path("../shared/data"),
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = (
+        "validation"
+    ),
+    strategy: Annotated[
+        list[str] | None,
+        typer.Option(help="What to evaluate (may be repeated); all there are."),
+    ] = None,
+    images: Annotated[int, typer.Option(min=1, help="Images to paint.")] = 96,
+    classes: ClassSet = None,
+    device: TrainDevice = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Measure a segmenter on labelled images, at full resolution and at its nodes."""
+    from wsi_pipeline.models.cards import find_model
+    from wsi_pipeline.training.datasets import load_dataset
+    from wsi_pipeline.training.evaluating import evaluate_segmenter, markdown
+
+    found = load_dataset(dataset, data, images=images, classes=classes)
+    part = found.split(split)
+    folder = find_model(model)
+    reports = evaluate_segmenter(
+        folder, part, found.classes, strategy or (), device=device
+    )
+    if as_json:
+        print_json([report.to_json() for report in reports])
+    else:
+        print("\n".join(markdown(reports)))
 
 
 @tools.command()

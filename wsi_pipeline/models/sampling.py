@@ -1,10 +1,13 @@
 """Samples regions on a grid of nodes without aliasing, and reads nodes back as pixels.
 
-It sees stacks of mip levels, never a pyramid. Coordinates: a region's unit coordinate 0
-is the centre of its first base pixel, 1 the centre of its last (align corners); pixel k
-of level l has its centre at base pixel ``(k + 0.5) * 2**l - 0.5``.
+It sees images and stacks of mip levels, never a pyramid. A grid is (n, h, w, 2), x
+first, -1 to 1: -1 is the centre of a region's first base pixel, 1 that of its last
+(align corners). Pixel k of level l has its centre at base pixel
+``(k + 0.5) * 2**l - 0.5``. NumPy keeps grids as (n, 2, h, w) in unit coordinates,
+0 to 1.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -14,19 +17,27 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from wsi_pipeline.models.inverse import invert_grid
+from wsi_pipeline.models.inverse import invert_places
 
 TAPS = 4
 """Samples per side that are averaged in a node's cell, for every strategy."""
 
-_IDENTITY_TOLERANCE = 1e-6
-
 
 def identity_grid(h: int, w: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Grid of evenly spread nodes: (1, 2, h, w), x and y in [0, 1]."""
-    rows, columns = (torch.linspace(0, 1, n, dtype=dtype) for n in (h, w))
-    v, u = torch.meshgrid(rows, columns, indexing="ij")
-    return torch.stack([u, v])[None]
+    """Grid of evenly spread nodes: (1, h, w, 2), x and y in [-1, 1]."""
+    rows, columns = (torch.linspace(-1, 1, n, dtype=dtype) for n in (h, w))
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
+    return torch.stack([x, y], dim=-1)[None]
+
+
+def to_unit(grid: Tensor) -> Tensor:
+    """Grid as NumPy stores it: (n, h, w, 2) in [-1, 1] to (n, 2, h, w) in [0, 1]."""
+    return ((grid + 1) / 2).permute(0, 3, 1, 2).contiguous()
+
+
+def from_unit(grid: Tensor) -> Tensor:
+    """Inverse of `to_unit`."""
+    return (grid * 2 - 1).permute(0, 2, 3, 1).contiguous()
 
 
 def quad_areas(grid: Tensor) -> Tensor:
@@ -34,19 +45,19 @@ def quad_areas(grid: Tensor) -> Tensor:
 
     Parameters
     ----------
-    grid : (n, 2, h, w) float tensor
-        x and y of the nodes, unit coordinates.
+    grid : (n, h, w, 2) float tensor
+        x and y of the nodes, -1 to 1.
 
     Returns
     -------
     (n, 1, h - 1, w - 1) float tensor
         Sums to ``(h - 1) * (w - 1)`` when the border nodes sit on the border.
     """
-    h, w = grid.shape[-2:]
-    falling = grid[..., 1:, 1:] - grid[..., :-1, :-1]
-    rising = grid[..., :-1, 1:] - grid[..., 1:, :-1]
-    cross = rising[:, :1] * falling[:, 1:] - rising[:, 1:] * falling[:, :1]
-    return cross * (0.5 * (h - 1) * (w - 1))
+    h, w = grid.shape[1:3]
+    falling = grid[:, 1:, 1:] - grid[:, :-1, :-1]
+    rising = grid[:, :-1, 1:] - grid[:, 1:, :-1]
+    cross = rising[..., 0] * falling[..., 1] - rising[..., 1] * falling[..., 0]
+    return cross[:, None] * ((h - 1) * (w - 1) / 8)
 
 
 def cell_areas(grid: Tensor) -> Tensor:
@@ -54,8 +65,8 @@ def cell_areas(grid: Tensor) -> Tensor:
 
     Parameters
     ----------
-    grid : (n, 2, h, w) float tensor
-        x and y of the nodes, unit coordinates.
+    grid : (n, h, w, 2) float tensor
+        x and y of the nodes, -1 to 1.
 
     Returns
     -------
@@ -82,32 +93,55 @@ def mip_levels(image: Tensor, count: int) -> list[Tensor]:
     return levels
 
 
-def sample_levels(
-    levels: Sequence[Tensor], grid: Tensor, *, first: int = 0, taps: int = TAPS
+def sample_image(
+    image: Tensor | Sequence[Tensor],
+    grid: Tensor,
+    *,
+    first: int = 0,
+    taps: int = TAPS,
+    mip: bool = True,
 ) -> Tensor:
     """Sample a region at its nodes, each the mean of its cell.
 
     Parameters
     ----------
-    levels : sequence of (n, c, h_l, w_l) float tensors
-        The region on consecutive levels, each half the one before.
-    grid : (n, 2, h, w) float tensor
-        x and y of the nodes in [0, 1] of the region.
+    image : (n, c, h_l, w_l) float tensor, or a sequence of them
+        The region on one level, or on consecutive levels, each half the one before.
+        From one level the coarser ones that the cells need are made.
+    grid : (n, h, w, 2) float tensor
+        x and y of the nodes, -1 to 1; h and w at least 2.
     first : int
-        Level that ``levels[0]`` is; the region's base is ``2**first`` times larger.
+        Level of the image, or of the first of them; the region's base is ``2**first``
+        times larger.
     taps : int
-        Samples per side and cell.
+        Samples per side and cell; 1 is the node alone.
+    mip : bool
+        Whether wide cells read coarser levels; else all read level `first`, and one
+        tap is plain point sampling.
 
     Returns
     -------
     (n, c, h, w) float tensor
+        Differentiable in `grid`, through the bilinear weights.
+
+    Notes
+    -----
+    Memory: `taps` squared times the output, and a third of the image for its levels.
     """
-    h, w = levels[0].shape[-2:]
-    span = grid.new_tensor([w * 2**first - 1, h * 2**first - 1])
-    areas = cell_areas(grid) * (
-        span.prod() / ((grid.shape[-1] - 1) * (grid.shape[-2] - 1))
-    )
-    places = grid * span[:, None, None]
+    levels = [image] if isinstance(image, Tensor) else list(image)
+    if not levels:
+        raise ValueError("sample_image needs at least one level")
+    span = _base_span(levels[0], first, grid)
+    h, w = grid.shape[1:3]
+    areas = cell_areas(grid) * (span.prod() / ((h - 1) * (w - 1)))
+    if not mip:
+        levels = levels[:1]
+    elif isinstance(image, Tensor):
+        widest = float(areas.amax())
+        needed = math.ceil(0.5 * math.log2(max(widest, 1)) - math.log2(taps)) - first
+        most = int(math.log2(max(image.shape[-2:])))
+        levels = mip_levels(image, 1 + min(max(needed, 0), most))
+    places = (grid + 1) / 2 * span
     return sample_places(levels, places, areas, first=first, taps=taps)
 
 
@@ -120,18 +154,18 @@ def sample_places(
     taps: int = TAPS,
     outside: Literal["border", "reflection"] = "border",
 ) -> Tensor:
-    """Sample at places given in base pixels; see `sample_levels`.
+    """Sample at places given in base pixels; see `sample_image`.
 
     Parameters
     ----------
     levels : sequence of (n, c, h_l, w_l) float tensors
         Consecutive levels, ``levels[0]`` being level `first`.
-    places : (n, 2, h, w) float tensor
+    places : (n, h, w, 2) float tensor
         x and y of the nodes, base pixels.
     areas : (n, 1, h, w) float tensor
         Area of each node's cell, base pixels squared; decides the level of detail.
     first, taps : int
-        As in `sample_levels`.
+        As in `sample_image`.
     outside : str
         What lies beyond the image: its border repeated, or its mirror image.
 
@@ -140,18 +174,20 @@ def sample_places(
     (n, c, h, w) float tensor
         Differentiable in `places`, through the bilinear weights.
 
+    Raises
+    ------
+    ValueError
+        If there is no level.
+
     References
     ----------
     Williams 1983, "Pyramidal parametrics": trilinear reading of a mip pyramid. The
     taps keep its blur at a fraction of a cell, whatever the reduction factor.
     """
-    detail = 0.5 * torch.log2(areas.detach().clamp_min(1e-12)) - float(np.log2(taps))
+    detail = 0.5 * torch.log2(areas.detach().clamp_min(1e-12)) - math.log2(taps)
     detail = detail.clamp(first, first + len(levels) - 1)
     low, high = float(detail.min()), float(detail.max())
-    if taps > 1:
-        places = functional.interpolate(
-            places, scale_factor=taps, mode="bilinear", align_corners=False
-        )  # (n, 2, h * taps, w * taps)
+    places = _tap_places(places, taps)
     total: Tensor | None = None
     for level, pixels in enumerate(levels, start=first):
         if not low - 1 < level < high + 1:
@@ -167,13 +203,80 @@ def sample_places(
     return total
 
 
+def sample_labels(labels: Tensor, grid: Tensor) -> Tensor:
+    """Label of the pixel nearest to each node.
+
+    Parameters
+    ----------
+    labels : (n, H, W) integer tensor
+        Classes of a region's base pixels.
+    grid : (n, h, w, 2) float tensor
+        x and y of the nodes, -1 to 1.
+
+    Returns
+    -------
+    (n, h, w) int64 tensor
+        Labels that the region has, never a mixture.
+    """
+    size = grid.new_tensor([labels.shape[-1] - 1, labels.shape[-2] - 1])
+    places = ((grid.detach() + 1) / 2 * size).round().clamp_min(0).minimum(size).long()
+    nth = torch.arange(len(labels), device=labels.device)[:, None, None]
+    return labels[nth, places[..., 1], places[..., 0]].long()
+
+
+def sample_shares(
+    labels: Tensor, grid: Tensor, classes: int, *, taps: int = TAPS
+) -> Tensor:
+    """Share of each class in the cell of each node.
+
+    Parameters
+    ----------
+    labels : (n, H, W) integer tensor
+        Classes of a region's base pixels; those not below `classes`, such as 255, count
+        for none.
+    grid : (n, h, w, 2) float tensor
+        x and y of the nodes, -1 to 1.
+    classes : int
+        Number of classes.
+    taps : int
+        Samples per side and cell, at the same places as in `sample_image`.
+
+    Returns
+    -------
+    (n, classes, h, w) float32 tensor
+        Sums to 1 over the classes, less where labels count for none.
+    """
+    found = sample_labels(labels, _tap_places(grid.detach(), taps))
+    planes = torch.stack([found == value for value in range(classes)], dim=1)
+    return functional.avg_pool2d(planes.float(), taps)
+
+
+def _base_span(pixels: Tensor, level: int, like: Tensor) -> Tensor:
+    """Base pixels from the first to the last centre of a level's image, x and y."""
+    h, w = pixels.shape[-2:]
+    return like.new_tensor([w * 2**level - 1, h * 2**level - 1])
+
+
+def _tap_places(places: Tensor, taps: int) -> Tensor:
+    """Places of taps x taps samples in each cell, (n, h * taps, w * taps, 2)."""
+    if taps == 1:
+        return places
+    finer = functional.interpolate(
+        places.permute(0, 3, 1, 2),
+        scale_factor=taps,
+        mode="bilinear",
+        align_corners=False,
+    )
+    return finer.permute(0, 2, 3, 1)
+
+
 def _read_bilinear(pixels: Tensor, places: Tensor, level: int, outside: str) -> Tensor:
-    """Read a level at base-pixel places, (n, 2, h, w) to (n, c, h, w)."""
+    """Read a level at base-pixel places, (n, h, w, 2) to (n, c, h, w)."""
     h, w = pixels.shape[-2:]
     # from edge to edge of the level is -1 to 1: its pixel centres then lie where the
     # module docstring says, whatever the level
-    span = places.new_tensor([w, h])[:, None, None] * 2**level
-    target = ((places + 0.5) * (2 / span) - 1).permute(0, 2, 3, 1)  # (n, h, w, 2)
+    span = places.new_tensor([w, h]) * 2**level
+    target = (places + 0.5) * (2 / span) - 1
     return functional.grid_sample(
         pixels, target, mode="bilinear", padding_mode=outside, align_corners=False
     )
@@ -203,9 +306,15 @@ def sample_at(
     (c, m_y, m_x) float32 array
         Bilinear in node coordinates; sums to 1 over c where the nodes do.
 
+    Raises
+    ------
+    ValueError
+        If the grid has another size than the probabilities.
+
     Notes
     -----
-    Memory: the output, 16 bytes per place, and about 10 MB. Runs on the CPU.
+    Memory: the output, 8 bytes per place, what `invert_grid` states for crossings, and
+    about 15 MB. Runs on the CPU.
     """
     h, w = probabilities.shape[1:]
     if grid.shape != (2, h, w):
@@ -214,20 +323,15 @@ def sample_at(
         )
     xs = np.clip(np.asarray(xs, np.float64), 0, 1)
     ys = np.clip(np.asarray(ys, np.float64), 0, 1)
-    even = identity_grid(h, w)[0].numpy()
-    if np.abs(grid - even).max() <= _IDENTITY_TOLERANCE:
-        shape = len(ys), len(xs)
-        columns = np.broadcast_to((xs * (w - 1)).astype(np.float32), shape)
-        rows = np.broadcast_to((ys * (h - 1)).astype(np.float32)[:, None], shape)
-    else:
-        rows, columns = invert_grid(grid, xs, ys)
-    places = np.empty((1, *rows.shape, 2), np.float32)
-    places[0, ..., 0] = columns * np.float32(2 / max(w - 1, 1)) - 1
-    places[0, ..., 1] = rows * np.float32(2 / max(h - 1, 1)) - 1
+    nodes = from_unit(torch.from_numpy(np.asarray(grid, np.float64))[None])[0]
+    # x and y in planes: what is written and sampled fastest
+    places = torch.empty(2, len(ys), len(xs)).permute(1, 2, 0)
+    columns, rows = (torch.from_numpy(v * 2 - 1) for v in (xs, ys))
+    invert_places(nodes, columns, rows, places)
     values = torch.from_numpy(np.asarray(probabilities, np.float32))[None]
     read = functional.grid_sample(
         values,
-        torch.from_numpy(places),
+        places[None],
         mode="bilinear",
         padding_mode="border",
         align_corners=True,

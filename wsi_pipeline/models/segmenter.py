@@ -1,79 +1,27 @@
-"""The segmenter: density net, sampler and segmentation net as one net per strategy."""
+"""The segmenter: placing, sampling and segmentation as one net per strategy."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 from wsi_pipeline.errors import ModelError, UnknownNameError
-from wsi_pipeline.models.cards import ModelFolder, SegmenterCard
-from wsi_pipeline.models.density import DensityNet, density_to_grid
-from wsi_pipeline.models.sampling import TAPS, identity_grid
-from wsi_pipeline.models.unet import UNet
+from wsi_pipeline.models.bodies import build_body
+from wsi_pipeline.models.cards import ModelFolder
+from wsi_pipeline.models.placing import Placement
+from wsi_pipeline.models.resizer import Resizer
+from wsi_pipeline.models.sampling import identity_grid
+from wsi_pipeline.models.spec import SegmenterSpec
+from wsi_pipeline.models.strategies import find_strategy
 from wsi_pipeline.models.weights import load_state
 
-STRATEGIES = ("learned", "uniform")
-"""How nodes are placed: by the density net, or evenly."""
+_FINER = 2
+"""How many times as many samples per side the resizer is given."""
 
-
-@dataclass(frozen=True)
-class SegmenterSpec:
-    """What a segmenter is built from; the card's ``architecture``.
-
-    Parameters
-    ----------
-    classes : int
-        Classes, background included.
-    nodes : int
-        Side of the grid of nodes.
-    widths, density_widths : tuple of int
-        Channels per scale of the segmentation net and of the density net.
-    sigma : float
-        Kernel of the map as a share of the short side.
-    floor, temperature : float
-        See `DensityNet`.
-    taps : int
-        Samples per side averaged in a cell.
-    strategies : tuple of str
-        Strategies whose weights the file holds.
-    """
-
-    classes: int
-    nodes: int = 64
-    widths: tuple[int, ...] = (32, 64, 128)
-    density_widths: tuple[int, ...] = (16, 32, 48, 64)
-    sigma: float = 0.05
-    floor: float = 0.2
-    temperature: float = 1.0
-    taps: int = TAPS
-    strategies: tuple[str, ...] = STRATEGIES
-
-    def to_json(self) -> dict[str, Any]:
-        """As stored in the card."""
-        return {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in asdict(self).items()
-        }
-
-    @classmethod
-    def from_card(cls, card: SegmenterCard, file: Path) -> Self:
-        """Inverse of `to_json`.
-
-        Raises
-        ------
-        ModelError
-            If a field is missing or unknown.
-        """
-        try:
-            values: dict[str, Any] = {
-                key: tuple(value) if isinstance(value, list) else value
-                for key, value in card.architecture.items()
-            }
-            return cls(**values)
-        except TypeError as error:
-            raise ModelError(f"{file}: unknown architecture: {error}") from error
+type Sampler = Callable[[Tensor, int], Tensor]
+"""(n, h, w, 2) grid, and samples per side and cell (1 = one point, not averaged), to
+(n, 3, h, w) pixels, 0 to 1."""
 
 
 class Segmented(NamedTuple):
@@ -83,10 +31,10 @@ class Segmented(NamedTuple):
     ----------
     logits : (n, classes, h, w) tensor
         Per node.
-    grid : (n, 2, h, w) float32 tensor
-        x and y of the nodes in [0, 1].
+    grid : (n, h, w, 2) float32 tensor
+        x and y of the nodes in [-1, 1].
     density : (n, 1, h, w) float32 tensor or None
-        None for evenly spread nodes.
+        None where the grid was not made from one.
     """
 
     logits: Tensor
@@ -102,43 +50,102 @@ class SegmentNet(nn.Module):
     spec : SegmenterSpec
         Sizes.
     strategy : str
-        One of `STRATEGIES`.
+        A name in the table of strategies.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such strategy or body.
+    ModelError
+        If the body does not take its options.
     """
 
     def __init__(self, spec: SegmenterSpec, strategy: str) -> None:
         super().__init__()
-        if strategy not in STRATEGIES:
-            raise UnknownNameError(
-                f"unknown strategy {strategy!r}; there are: {', '.join(STRATEGIES)}"
-            )
         self.spec = spec
-        learned = strategy == "learned"
-        self.density = (
-            DensityNet(spec.density_widths, spec.floor, spec.temperature)
-            if learned
-            else None
-        )
-        self.net = UNet(3, spec.classes, spec.widths)
+        self.strategy = find_strategy(strategy)
+        self.placer = self.strategy.placer(spec)
+        self.resizer = Resizer() if spec.resizer else None
+        options = spec.body_options
+        if spec.body == "unet":
+            options = {"widths": list(spec.widths)} | options
+        self.body = build_body(spec.body, classes=spec.classes, options=options)
 
-    def forward(self, sample: Callable[[Tensor], Tensor], n: int) -> Segmented:
+    @property
+    def taps(self) -> int:
+        """Samples per side that are averaged in a cell; 1 where nodes are points."""
+        return self.spec.taps if self.strategy.taps else 1
+
+    def place(
+        self,
+        sample: Sampler,
+        n: int,
+        *,
+        nodes: tuple[int, int] | None = None,
+        given: Tensor | None = None,
+    ) -> Placement:
+        """Place the nodes of n regions; see `forward`."""
+        if self.strategy.needs_truth:
+            if given is None:
+                raise ModelError(
+                    "this strategy needs the true boundaries: it is for evaluation only"
+                )
+            view = given
+        else:
+            device = next(self.parameters()).device
+            even = identity_grid(*(nodes or self.spec.shape)).to(device)
+            even = even.expand(n, -1, -1, -1)
+            if any(True for _ in self.placer.parameters()):
+                view = centred(sample(even, self.taps))
+            else:
+                view = even.new_zeros(n, 3, *even.shape[1:3])  # only its size counts
+        placement: Placement = self.placer(view)
+        return placement
+
+    def classify(self, sample: Sampler, grid: Tensor) -> Tensor:
+        """(n, h, w, 2) grid to (n, classes, h, w) logits of its nodes."""
+        if self.resizer is None:
+            pixels = centred(sample(grid, self.taps))
+        else:
+            h, w = grid.shape[1:3]
+            dense = functional.interpolate(
+                grid.permute(0, 3, 1, 2),
+                (h * _FINER, w * _FINER),
+                mode="bilinear",
+                align_corners=True,
+            ).permute(0, 2, 3, 1)
+            finer = sample(dense, max(1, self.taps // _FINER))
+            pixels = self.resizer(centred(finer), (h, w))
+        logits: Tensor = self.body(pixels)
+        return logits
+
+    def forward(
+        self,
+        sample: Sampler,
+        n: int,
+        nodes: tuple[int, int] | None = None,
+        given: Tensor | None = None,
+    ) -> Segmented:
         """Place, sample, classify.
 
         Parameters
         ----------
         sample : callable
-            (n, 2, h, w) grid to (n, 3, h, w) pixels, 0 to 1.
+            Grid and samples per side of a cell, to pixels; see `Sampler`.
         n : int
             Regions in the batch.
+        nodes : (int, int), optional
+            Rows and columns of nodes; left out, the spec's.
+        given : (n, 1, h, w) float tensor, optional
+            Density made from the truth, for strategies that need one.
+
+        Raises
+        ------
+        ModelError
+            If the strategy needs the truth and none is given.
         """
-        device = next(self.parameters()).device
-        nodes = self.spec.nodes
-        grid = identity_grid(nodes, nodes).to(device).expand(n, -1, -1, -1)
-        pixels = centred(sample(grid))
-        if self.density is None:
-            return Segmented(self.net(pixels), grid, None)
-        density = self.density(pixels)
-        grid = density_to_grid(density, self.spec.sigma)
-        return Segmented(self.net(centred(sample(grid))), grid, density)
+        grid, density = self.place(sample, n, nodes=nodes, given=given)
+        return Segmented(self.classify(sample, grid), grid, density)
 
 
 def centred(pixels: Tensor) -> Tensor:
@@ -164,7 +171,8 @@ def load_segmenter(model: ModelFolder, strategy: str, device: str) -> SegmentNet
             f"{file}: no weights for strategy {strategy!r}; it has: "
             f"{', '.join(spec.strategies)}"
         )
-    if spec.classes != len(model.card.classes) or spec.nodes != card.nodes:
+    square = card.nodes, card.nodes
+    if spec.classes != len(model.card.classes) or spec.shape != square:
         raise ModelError(
             f"{file}: architecture has {spec.classes} classes and {spec.nodes} nodes, "
             f"the card {len(model.card.classes)} and {card.nodes}"

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from wsi_pipeline.config import SegmentOptions
 from wsi_pipeline.models.budget import (
@@ -22,7 +23,7 @@ from wsi_pipeline.models.budget import (
     resolve_device,
 )
 from wsi_pipeline.models.cards import ModelFolder
-from wsi_pipeline.models.sampling import mip_levels, sample_levels
+from wsi_pipeline.models.sampling import mip_levels, sample_image, to_unit
 from wsi_pipeline.models.segmenter import SegmentNet, load_segmenter
 
 COARSER_LEVELS = 2
@@ -69,7 +70,7 @@ class RegionSegmenter:
     @property
     def nodes(self) -> int:
         """Side of the grid of nodes."""
-        return self.net.spec.nodes
+        return self.net.spec.shape[0]
 
     @property
     def classes(self) -> int:
@@ -126,12 +127,13 @@ class RegionSegmenter:
         full[:n] = regions
         pixels = torch.from_numpy(full).to(self.device).float() / 255
         levels = mip_levels(pixels, COARSER_LEVELS + 1)
-        taps = self.net.spec.taps
-        result = self.net(
-            lambda grid: sample_levels(levels, grid, first=level, taps=taps), size
-        )
+
+        def sample(grid: Tensor, taps: int) -> Tensor:
+            return sample_image(levels, grid, first=level, taps=taps, mip=taps > 1)
+
+        result = self.net(sample, size)
         probabilities = result.logits.float().softmax(dim=1)[:n]
-        grids = result.grid[:n].cpu().numpy()
+        grids = to_unit(result.grid[:n]).cpu().numpy()
         return probabilities.half().cpu().numpy(), np.ascontiguousarray(grids)
 
 
@@ -141,7 +143,7 @@ def read_level(net: SegmentNet, side_px: float) -> int:
     Its pixels are not coarser than a tap of an even grid, so that what it hides lies
     well inside a cell, also where nodes are twice as dense.
     """
-    tap_px = (side_px - 1) / (net.spec.nodes - 1) / net.spec.taps
+    tap_px = (side_px - 1) / (max(net.spec.shape) - 1) / net.spec.taps
     return max(0, math.floor(math.log2(max(tap_px, 1))))
 
 

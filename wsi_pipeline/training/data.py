@@ -1,26 +1,25 @@
 """Labelled images, and batches of regions drawn from them with augmentation."""
 
-import csv
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.models.sampling import cell_areas, mip_levels, sample_places
-from wsi_pipeline.synthetic import paint_region
+
+Pixels = NDArray[np.uint8]
 
 _SLANT_DEG = 15.0
 _ZOOM = 0.78, 1.28
 _FAR = 0.25
 """Share of regions of twice the side, as coarse regions are in use."""
+_SHIFT = 0.1
 _STAIN = 0.2
+_KEPT_BYTES = 4 * 2**30
 
 
 @dataclass(frozen=True)
@@ -29,9 +28,9 @@ class LabelledImages:
 
     Parameters
     ----------
-    images : tuple of (3, h, w) uint8 arrays
-        RGB.
-    labels : tuple of (h, w) uint8 arrays
+    images : sequence of (3, h, w) uint8 arrays
+        RGB; they may be decoded as they are asked for.
+    labels : sequence of (h, w) uint8 arrays
         Class per pixel; 255 = no label.
     names : tuple of str
         One per image.
@@ -41,8 +40,8 @@ class LabelledImages:
         um/px.
     """
 
-    images: tuple[NDArray[np.uint8], ...]
-    labels: tuple[NDArray[np.uint8], ...]
+    images: Sequence[Pixels]
+    labels: Sequence[Pixels]
     names: tuple[str, ...]
     groups: tuple[str, ...]
     mpp: float
@@ -51,70 +50,9 @@ class LabelledImages:
         return len(self.images)
 
 
-def load_glas(data_dir: Path, split: str) -> LabelledImages:
-    """Colon glands of GlaS, split by patient.
-
-    Parameters
-    ----------
-    data_dir : Path
-        Folder that holds ``labelled/glas``.
-    split : str
-        "train" or "val".
-
-    Raises
-    ------
-    ConfigError
-        If the folder or the split is not there.
-    """
-    folder = data_dir / "labelled" / "glas"
-    try:
-        with (folder / "split.csv").open(newline="", encoding="utf-8") as stream:
-            rows = [row for row in csv.DictReader(stream) if row["split"] == split]
-        images, labels = [], []
-        for row in rows:
-            with Image.open(folder / "images" / f"{row['name']}.png") as image:
-                pixels = np.asarray(image.convert("RGB"))
-            images.append(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-            with Image.open(folder / "masks3" / f"{row['name']}.png") as mask:
-                labels.append(np.array(mask))
-    except OSError as error:
-        raise ConfigError(f"{folder}: no GlaS data there ({error})") from error
-    if not rows:
-        raise ConfigError(f"{folder}/split.csv: no image in split {split!r}")
-    names, patients = [row["name"] for row in rows], [row["patient_id"] for row in rows]
-    return LabelledImages(
-        tuple(images), tuple(labels), tuple(names), tuple(patients), 0.62
-    )
-
-
-def paint_images(seeds: Iterable[int], side_px: int, mpp: float) -> LabelledImages:
-    """Painted tissue with exact labels: every second image is of one pattern mainly.
-
-    Parameters
-    ----------
-    seeds : iterable of int
-        One image each.
-    side_px : int
-        Side of an image; multiples of 512 are cheapest.
-    mpp : float
-        um/px.
-    """
-    images, labels, names = [], [], []
-    for seed in seeds:
-        # areas of all patterns side by side, or few and large as on a slide
-        patch_um = (None, 400.0, 1200.0)[seed % 3]
-        rgb, truth = paint_region(
-            seed, (side_px, side_px), mpp, patch_um=patch_um, artefacts=seed % 4 == 0
-        )
-        images.append(np.ascontiguousarray(rgb.transpose(2, 0, 1)))
-        labels.append(truth)
-        names.append(f"synthetic-{seed}")
-    return LabelledImages(tuple(images), tuple(labels), tuple(names), tuple(names), mpp)
-
-
 @dataclass(frozen=True)
 class RegionBatch:
-    """n regions of n images, each seen through its own similarity transform.
+    """n regions of n images, each seen through its own affine transform.
 
     Parameters
     ----------
@@ -125,7 +63,7 @@ class RegionBatch:
     centre : (n, 2) float tensor
         x and y of the regions' centres, pixels of level 0.
     matrix : (n, 2, 2) float tensor
-        From unit coordinates about the centre to pixels.
+        From grid coordinates, -1 to 1, to pixels about the centre.
     stain : (n, 3, 1, 1) float tensor
         Factor on the optical density per channel.
     """
@@ -136,13 +74,19 @@ class RegionBatch:
     matrix: Tensor
     stain: Tensor
 
-    def sample(self, grid: Tensor) -> Tensor:
-        """Pixels at the nodes of an (n, 2, h, w) grid: (n, 3, h, w), 0 to 1."""
-        h, w = grid.shape[-2:]
-        scale = torch.linalg.det(self.matrix).abs()[:, None, None, None]
+    def sample(self, grid: Tensor, taps: int) -> Tensor:
+        """Pixels at the nodes of an (n, h, w, 2) grid: (n, 3, h, w), 0 to 1.
+
+        Each is the mean of taps x taps samples in its cell; one point for `taps` 1.
+        """
+        h, w = grid.shape[1:3]
+        scale = 4 * torch.linalg.det(self.matrix).abs()[:, None, None, None]
         areas = cell_areas(grid) * scale / ((h - 1) * (w - 1))
+        if taps == 1:
+            areas = torch.zeros_like(areas)  # the finest level there is
+        places = self._places(grid)
         pixels = sample_places(
-            self.levels, self._places(grid), areas, first=1, outside="reflection"
+            self.levels, places, areas, first=1, taps=taps, outside="reflection"
         )
         # Beer-Lambert: stain strength is a power of the transmitted light
         return pixels.clamp_min(1 / 255) ** self.stain
@@ -151,7 +95,7 @@ class RegionBatch:
     def tap_labels(self, grid: Tensor, taps: int) -> Tensor:
         """Classes at the taps of the nodes: (n, h * taps, w * taps) int64."""
         places = functional.interpolate(
-            self._places(grid), scale_factor=taps, mode="bilinear"
+            self._places(grid).permute(0, 3, 1, 2), scale_factor=taps, mode="bilinear"
         )
         h, w = self.labels.shape[-2:]
         x, y = _mirror(places[:, 0], w), _mirror(places[:, 1], h)
@@ -159,60 +103,59 @@ class RegionBatch:
         return self.labels[nth, y, x].long()
 
     def _places(self, grid: Tensor) -> Tensor:
-        """Unit coordinates to pixels of level 0, (n, 2, h, w)."""
+        """Grid coordinates to pixels of level 0, (n, h, w, 2)."""
         # no matrix product: autocast would round the places to bfloat16
-        moved = (self.matrix[..., None, None] * (grid - 0.5)[:, None]).sum(dim=2)
-        return moved + self.centre[:, :, None, None]
+        moved = (self.matrix[:, None, None] * grid[..., None, :]).sum(dim=-1)
+        return moved + self.centre[:, None, None]
+
+
+@dataclass(frozen=True)
+class Views:
+    """How regions are laid on images.
+
+    Parameters
+    ----------
+    region_px : (int, int)
+        Rows and columns of a region before zoom.
+    whole : bool
+        Regions are whole images, moved by up to a tenth of their sides; else they lie
+        anywhere, and a quarter is twice as wide.
+    """
+
+    region_px: tuple[int, int]
+    whole: bool = False
 
 
 class RegionSource:
-    """Draws batches of regions from images that are kept in memory.
+    """Draws batches of regions from labelled images.
 
     Parameters
     ----------
     data : LabelledImages
-        Padded to a common size by mirroring.
-    region_px : int
-        Side of a region before zoom.
+        Where they differ in size, smaller ones are mirrored at their edges.
+    views : Views
+        Size and place of the regions.
     levels : int
         Mip levels handed out, from level 1 on.
+
+    Notes
+    -----
+    Memory: what was drawn is kept, up to 4 GiB.
     """
 
-    def __init__(self, data: LabelledImages, region_px: int, levels: int) -> None:
-        h = max(label.shape[0] for label in data.labels)
-        w = max(label.shape[1] for label in data.labels)
-        self._images = torch.from_numpy(
-            np.stack([_padded(image, h, w) for image in data.images])
-        )
-        self._labels = torch.from_numpy(
-            np.stack([_padded(label, h, w) for label in data.labels])
-        )
-        halves = [mip_levels(one[None].float(), 2)[1] for one in self._images]
-        self._halves = torch.cat(halves).round().to(torch.uint8)
-        self.region_px = region_px
-        self.levels = levels
+    def __init__(self, data: LabelledImages, views: Views, levels: int) -> None:
+        self._data = data
+        self._views = views
+        self._levels = levels
+        self._kept: dict[int, tuple[list[Pixels], Pixels]] = {}
+        self._kept_bytes = 0
 
     def draw(self, n: int, random: np.random.Generator, device: str) -> RegionBatch:
-        """Draw n regions: any place, turn, slant, flip, zoom and stain."""
-        which = torch.from_numpy(random.integers(len(self._images), size=n))
-        low, high = (float(np.log(edge)) for edge in _ZOOM)
-        zoom = np.exp(random.uniform(low, high, n))
-        zoom *= np.where(random.random(n) < _FAR, 2.0, 1.0)
-        turn = np.radians(
-            90 * random.integers(4, size=n) + random.uniform(-_SLANT_DEG, _SLANT_DEG, n)
-        )
-        flip = random.choice([-1.0, 1.0], n)
-        cos, sin = np.cos(turn), np.sin(turn)
-        matrix = (
-            np.stack(
-                [np.stack([cos * flip, -sin], 1), np.stack([sin * flip, cos], 1)], 1
-            )
-            * (zoom * (self.region_px - 1))[:, None, None]
-        )
-        sides = np.array(self._labels.shape[:0:-1])  # w, h
-        # a tenth of the region may hang over the image's edge
-        margin = np.minimum(sides / 2, 0.4 * self.region_px * zoom[:, None])
-        centre = random.uniform(margin, sides - margin) - 0.5
+        """Draw n regions: place, quarter turn, slant, flip, zoom and stain."""
+        which = random.integers(len(self._data), size=n)
+        pyramids, labels = zip(*(self._item(int(i)) for i in which), strict=True)
+        sides = np.array([label.shape[::-1] for label in labels], np.float64)  # w, h
+        matrix, centre = self._affine(sides, random)
         stain = np.exp(
             random.normal(0, _STAIN / 2, (n, 3))
             + random.uniform(-_STAIN, _STAIN, (n, 1))
@@ -221,14 +164,56 @@ class RegionSource:
         def tensor(values: NDArray[np.float64]) -> Tensor:
             return torch.from_numpy(values.astype(np.float32)).to(device)
 
-        half = self._halves[which].to(device).float() / 255
+        stacks = (_stacked(level) for level in zip(*pyramids, strict=True))
         return RegionBatch(
-            mip_levels(half, self.levels),
-            self._labels[which].to(device),
+            [torch.from_numpy(stack).to(device).float() / 255 for stack in stacks],
+            torch.from_numpy(_stacked(labels)).to(device),
             tensor(centre),
             tensor(matrix),
             tensor(stain)[:, :, None, None],
         )
+
+    def _affine(
+        self, sides: NDArray[np.float64], random: np.random.Generator
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(n, 2, 2) matrices and (n, 2) centres for images of (n, 2) sides, x first."""
+        n = len(sides)
+        low, high = (float(np.log(edge)) for edge in _ZOOM)
+        zoom = np.exp(random.uniform(low, high, n))
+        if not self._views.whole:
+            zoom *= np.where(random.random(n) < _FAR, 2.0, 1.0)
+        turn = np.radians(
+            90 * random.integers(4, size=n) + random.uniform(-_SLANT_DEG, _SLANT_DEG, n)
+        )
+        flip = random.choice([-1.0, 1.0], n)
+        cos, sin = np.cos(turn), np.sin(turn)
+        turned = np.stack(
+            [np.stack([cos * flip, -sin], 1), np.stack([sin * flip, cos], 1)], 1
+        )
+        reach = (np.array(self._views.region_px[::-1]) - 1) / 2  # x first
+        matrix = turned * (zoom[:, None, None] * reach)
+        if self._views.whole:
+            shift = random.uniform(-_SHIFT, _SHIFT, (n, 2))
+            return matrix, sides * (0.5 + shift) - 0.5
+        # a tenth of the region may hang over the image's edge
+        margin = np.minimum(sides / 2, 0.8 * reach * zoom[:, None])
+        return matrix, random.uniform(margin, sides - margin) - 0.5
+
+    def _item(self, index: int) -> tuple[list[Pixels], Pixels]:
+        """Levels 1, 2, ... and labels of an image."""
+        if index in self._kept:
+            return self._kept[index]
+        pixels = torch.from_numpy(self._data.images[index])[None].float()
+        levels = [
+            level[0].round().to(torch.uint8).numpy()
+            for level in mip_levels(pixels, self._levels + 1)[1:]
+        ]
+        label = np.ascontiguousarray(self._data.labels[index])
+        size = label.nbytes + sum(level.nbytes for level in levels)
+        if self._kept_bytes + size <= _KEPT_BYTES:
+            self._kept[index] = levels, label
+            self._kept_bytes += size
+        return levels, label
 
 
 def class_shares(labels: Tensor, classes: int, taps: int) -> Tensor:
@@ -254,9 +239,12 @@ def _mirror(places: Tensor, size: int) -> Tensor:
     return inside.floor().long().clamp(0, size - 1)
 
 
-def _padded(values: NDArray[np.uint8], h: int, w: int) -> NDArray[np.uint8]:
-    """Values mirrored at the edges to (..., h, w)."""
-    above, left = (h - values.shape[-2]) // 2, (w - values.shape[-1]) // 2
-    below, right = h - values.shape[-2] - above, w - values.shape[-1] - left
-    lead = [(0, 0)] * (values.ndim - 2)
-    return np.pad(values, [*lead, (above, below), (left, right)], mode="symmetric")
+def _stacked(arrays: Sequence[Pixels]) -> Pixels:
+    """Arrays of different sizes in one, mirrored at their right and lower edges."""
+    h, w = (max(array.shape[axis] for array in arrays) for axis in (-2, -1))
+    padded = []
+    for array in arrays:
+        missing = (0, h - array.shape[-2]), (0, w - array.shape[-1])
+        lead = [(0, 0)] * (array.ndim - 2)
+        padded.append(np.pad(array, [*lead, *missing], mode="symmetric"))
+    return np.stack(padded)

@@ -18,7 +18,8 @@ from wsi_pipeline.models.cards import (
 )
 from wsi_pipeline.publishing import publish_bytes, publish_json
 from wsi_pipeline.synthetic import SYNTHETIC_CLASSES
-from wsi_pipeline.training.segment import GLAS_CLASSES
+from wsi_pipeline.training.datasets.glas import GLAS_CLASSES
+from wsi_pipeline.training.datasets.record import SegmentData
 
 
 @dataclass(frozen=True)
@@ -82,17 +83,14 @@ DATASETS = {
 }
 
 
-def check_request(dataset: str, out: Path) -> None:
-    """Refuse, before training, what could not be published after it.
+def check_folder(out: Path) -> None:
+    """Refuse, before training, a folder that no model could be called after.
 
     Raises
     ------
-    UnknownNameError
-        If there is no such dataset; lists those there are.
     ConfigError
         If the folder's name is no name for a model.
     """
-    describe(dataset)
     try:
         model_name(out.resolve().name)
     except ValueError as error:
@@ -114,8 +112,29 @@ def describe(dataset: str) -> DatasetFacts:
     return DATASETS[dataset]
 
 
+def facts_of(data: SegmentData) -> DatasetFacts:
+    """Facts of a dataset: those above, or what the dataset says of itself."""
+    if data.name in DATASETS:
+        return DATASETS[data.name]
+    return DatasetFacts(
+        summary=f"trained on {data.name}",
+        intended_use="Research by those who trained it.",
+        limits="Measured on the validation split of its own dataset only. Research use "
+        "only, not for diagnosis.",
+        data=f"{data.name}: {len(data.train)} training and {len(data.validation)} "
+        f"validation images. {data.note}",
+        licence=data.licence,
+        licence_text=f"The weights in this folder were trained on {data.name}.\n"
+        f"{data.licence}\nNot for diagnosis.\n",
+        classes=data.classes,
+    )
+
+
 def publish_part(
-    out: Path, dataset: str, part: SelectorCard | SegmenterCard
+    out: Path,
+    dataset: str,
+    part: SelectorCard | SegmenterCard,
+    facts: DatasetFacts | None = None,
 ) -> Path | None:
     """Write a part's card; with both parts there, the model's card and licence too.
 
@@ -124,9 +143,11 @@ def publish_part(
     out : Path
         The model's folder, whose name becomes the model's name.
     dataset : str
-        "synthetic" or "glas".
+        Its name.
     part : SelectorCard or SegmenterCard
         What was trained.
+    facts : DatasetFacts, optional
+        Sentences of the card; left out, those known for the name.
 
     Returns
     -------
@@ -140,7 +161,7 @@ def publish_part(
     ModelError
         If the other part was trained on another dataset.
     """
-    facts = describe(dataset)
+    facts = facts or describe(dataset)
     selector: SelectorCard | None
     segmenter: SegmenterCard | None
     if isinstance(part, SelectorCard):

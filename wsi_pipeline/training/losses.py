@@ -51,7 +51,11 @@ def soft_cross_entropy(logits: Tensor, soft: Tensor, areas: Tensor) -> Tensor:
 
 
 def boundary_density(
-    labels: Tensor, nodes: int, *, blur_nodes: float = 0.7, floor: float = 0.2
+    labels: Tensor,
+    nodes: tuple[int, int],
+    *,
+    blur_nodes: float = 0.7,
+    floor: float = 0.2,
 ) -> Tensor:
     """Density that a perfect guess of the class boundaries would ask for.
 
@@ -59,8 +63,8 @@ def boundary_density(
     ----------
     labels : (n, h, w) int tensor
         Class per sample, h and w multiples of `nodes`; 255 = ignored.
-    nodes : int
-        Side of the density.
+    nodes : (int, int)
+        Rows and columns of the density.
     blur_nodes : float
         Sigma of the Gaussian that widens the boundaries, nodes.
     floor : float
@@ -68,30 +72,48 @@ def boundary_density(
 
     Returns
     -------
-    (n, 1, nodes, nodes) float tensor
+    (n, 1, *nodes) float tensor
         Sums to 1; even where a region has no boundary.
     """
-    edge = torch.zeros(labels.shape, dtype=torch.float32, device=labels.device)
+    pooled = functional.adaptive_avg_pool2d(boundaries(labels).float()[:, None], nodes)
+    blurred = _blur(pooled, blur_nodes)
+    total = blurred.sum(dim=(2, 3), keepdim=True)
+    even = torch.full_like(blurred, 1 / (nodes[0] * nodes[1]))
+    peaked = torch.where(total > 0, blurred / total.clamp_min(1e-12), even)
+    return (1 - floor) * peaked + floor * even
+
+
+def boundaries(labels: Tensor) -> Tensor:
+    """Where the class changes between 4-neighbours, on both sides of the change.
+
+    Parameters
+    ----------
+    labels : (n, h, w) int tensor
+        255 = ignored: its edges are no boundaries.
+
+    Returns
+    -------
+    (n, h, w) bool tensor
+    """
+    edge = torch.zeros(labels.shape, dtype=torch.bool, device=labels.device)
     for axis in (1, 2):
         size = labels.shape[axis] - 1
         a, b = labels.narrow(axis, 0, size), labels.narrow(axis, 1, size)
-        change = ((a != b) & (a != 255) & (b != 255)).float()
-        # both sides of a change are boundary
+        change = (a != b) & (a != 255) & (b != 255)
         for start in (0, 1):
-            part = edge.narrow(axis, start, size)
-            part.copy_(torch.maximum(part, change))
-    pooled = functional.adaptive_avg_pool2d(edge[:, None], nodes)
-    reach = math.ceil(3 * blur_nodes)
-    steps = torch.arange(-reach, reach + 1, device=labels.device)
-    kernel = torch.exp(-0.5 * (steps / blur_nodes) ** 2)
+            edge.narrow(axis, start, size).logical_or_(change)
+    return edge
+
+
+def _blur(planes: Tensor, sigma: float) -> Tensor:
+    """Gaussian of (n, 1, h, w), borders repeated."""
+    reach = math.ceil(3 * sigma)
+    steps = torch.arange(-reach, reach + 1, device=planes.device)
+    kernel = torch.exp(-0.5 * (steps / sigma) ** 2)
     kernel = kernel / kernel.sum()
-    padded = functional.pad(pooled, (reach,) * 4, mode="replicate")
+    padded = functional.pad(planes, (reach,) * 4, mode="replicate")
     rows = functional.conv2d(padded, kernel.view(1, 1, 1, -1))
-    blurred = functional.conv2d(rows, kernel.view(1, 1, -1, 1))
-    total = blurred.sum(dim=(2, 3), keepdim=True)
-    even = torch.full_like(blurred, 1 / nodes**2)
-    peaked = torch.where(total > 0, blurred / total.clamp_min(1e-12), even)
-    return (1 - floor) * peaked + floor * even
+    return functional.conv2d(rows, kernel.view(1, 1, -1, 1))
 
 
 def density_divergence(density: Tensor, target: Tensor) -> Tensor:
@@ -104,3 +126,23 @@ def density_divergence(density: Tensor, target: Tensor) -> Tensor:
     """
     terms = target * (target.log() - density.clamp_min(1e-12).log())
     return terms.sum(dim=(1, 2, 3)).mean()
+
+
+def minmax_error(density: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error of densities that are each scaled to 0 ... 1 per region.
+
+    Parameters
+    ----------
+    density, target : (n, 1, h, w) float tensors
+
+    References
+    ----------
+    Jin et al. 2022, edge loss; the released code scales over the whole batch, so that
+    one region with a spike flattens the targets of the others.
+    """
+
+    def scaled(values: Tensor) -> Tensor:
+        low, high = values.amin((2, 3), keepdim=True), values.amax((2, 3), keepdim=True)
+        return (values - low) / (high - low).clamp_min(1e-12)
+
+    return functional.mse_loss(scaled(density), scaled(target))

@@ -1,0 +1,123 @@
+"""The cells of the segmentation table, in the order in which they are run."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from wsi_pipeline.classes import MaskClass
+from wsi_pipeline.training.data import LabelledImages
+from wsi_pipeline.training.datasets import load_dataset
+from wsi_pipeline.training.frames import framed, on_canvas
+
+FRAME_PX = 576, 768
+BUDGETS = {256: (36, 48), 144: (48, 64), 64: (72, 96)}
+"""Pixels of a frame per node, and the nodes."""
+WIDER = {256: (40, 52), 144: (52, 71), 64: (79, 105)}
+"""About a fifth more nodes: what the learned arm's placing costs."""
+
+STUDY = 0.8, 0.6, 0.4, 0.2, 0.05
+"""Even shares of handcrafted densities around the true boundaries, from nearly even
+to dense: the published study of which density serves which class."""
+
+
+class Frames(NamedTuple):
+    """Frames of one size, to train on and to measure."""
+
+    classes: tuple[MaskClass, ...]
+    train: LabelledImages
+    validation: LabelledImages
+    frame_px: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One arm on one budget, trained once.
+
+    Parameters
+    ----------
+    data : str
+        "binary" or "glas" (3 classes), whole frames; "canvas", binary, a quarter of
+        the area.
+    strategy : str
+        A name in the table of strategies.
+    budget : int
+        Pixels per node.
+    nodes : (int, int)
+        Rows and columns.
+    seed, steps, batch : int
+        Of the training.
+    changes : tuple of (str, value)
+        Fields of the spec that differ from its defaults.
+    """
+
+    data: str
+    strategy: str
+    budget: int
+    nodes: tuple[int, int]
+    seed: int = 0
+    steps: int = 1000
+    batch: int = 16
+    changes: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What tells it from all others."""
+        wider = "+" * (self.nodes == WIDER[self.budget])
+        changes = "".join(f",{key}={value}" for key, value in self.changes)
+        return (
+            f"{self.data} 1/{self.budget}{wider} {self.strategy}{changes} "
+            f"seed {self.seed} steps {self.steps}"
+        )
+
+    def load(self, data_dir: Path) -> Frames:
+        """Its frames."""
+        merge = None if self.data == "glas" else "binary"
+        found = load_dataset("glas", data_dir, classes=merge)
+        parts = [framed(part, FRAME_PX) for part in (found.train, found.validation)]
+        frame_px = FRAME_PX
+        if self.data == "canvas":
+            parts = [on_canvas(part, seed=7) for part in parts]
+            frame_px = FRAME_PX[0] * 2, FRAME_PX[1] * 2
+        return Frames(found.classes, *(kept(part) for part in parts), frame_px)
+
+
+def kept(data: LabelledImages) -> LabelledImages:
+    """All images in memory: they are asked for again and again."""
+    images = [np.ascontiguousarray(image) for image in data.images]
+    return LabelledImages(images, list(data.labels), data.names, data.groups, data.mpp)
+
+
+def _plan() -> Iterator[Cell]:
+    """What is promised first comes first."""
+    for budget, nodes in BUDGETS.items():
+        for seed in range(3):
+            for strategy in ("learned", "uniform", "edge", "saliency"):
+                yield Cell("binary", strategy, budget, nodes, seed)
+        if budget == 256:
+            yield from _around_256(nodes)
+    for budget in (144, 64):
+        yield Cell("binary", "uniform", budget, WIDER[budget], 0)
+
+
+def _around_256(nodes: tuple[int, int]) -> Iterator[Cell]:
+    for seed in range(3):
+        yield Cell("binary", "uniform", 256, WIDER[256], seed)
+    for seed in range(3):
+        for strategy in ("learned", "uniform"):
+            yield Cell("canvas", strategy, 256, nodes, seed)
+    for strategy in ("learned", "uniform"):
+        yield Cell("binary", strategy, 256, nodes, 0, steps=3000)
+    for strategy in ("staged", "jin", "oracle", "separable", "fixed", "point"):
+        yield Cell("binary", strategy, 256, nodes)
+    for strategy in ("learned", "uniform"):
+        yield Cell("binary", strategy, 256, nodes, changes=(("resizer", True),))
+    for strategy in ("learned", "uniform", "edge", "saliency"):
+        yield Cell("glas", strategy, 256, nodes)
+    for floor in STUDY:
+        yield Cell("glas", "oracle", 256, nodes, changes=(("floor", floor),))
+
+
+PLAN = list(_plan())

@@ -1,0 +1,95 @@
+"""Prints the measured cells of the segmentation table as Markdown."""
+
+from collections.abc import Iterator
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+from wsi_pipeline.metrics import bootstrap_interval, mean_iou
+from wsi_pipeline.training.comparing import TRIMAP_PX
+
+Row = dict[str, Any]
+_BAND_PX = 8
+
+
+def table(rows: list[Row]) -> Iterator[str]:
+    """One line per arm, its seeds together."""
+    yield (
+        "| data | 1/pixels | arm | steps | seeds | mIoU at full resolution | by patient "
+        "| - uniform | at nodes | bound | within 8 px | blurred | GFLOP | s/MP |"
+    )
+    yield "|---|--:|---|--:|--:|--:|---|--:|--:|--:|--:|--:|--:|--:|"
+    ordered = sorted(rows, key=arm_key)
+    for _, members in groupby(ordered, key=arm_key):
+        yield line(list(members), rows)
+
+
+def arm_key(row: Row) -> tuple[Any, ...]:
+    changes = ",".join(f"{k}={v}" for k, v in sorted(row["changes"].items()))
+    nodes = tuple(row["nodes"])
+    return (row["data"], row["budget"], row["steps"], row["strategy"], changes, nodes)
+
+
+def line(members: list[Row], rows: list[Row]) -> str:
+    """An arm: means over seeds, the interval over patients, the paired difference."""
+    first = members[0]
+    data, budget, steps, strategy, changes, nodes = arm_key(first)
+    nodes_text = f"{nodes[0]} x {nodes[1]}"
+    pairs = [row["miou"] - base for row in members if (base := uniform(row, rows))]
+    gain = f"{100 * np.mean(pairs):+.1f}" if pairs and strategy != "uniform" else ""
+    blurred = [100 * (score(row["blurred"]) - row["miou"]) for row in members]
+    near = np.sum([row["near"] for row in members], axis=0)
+    right, all_ = near[TRIMAP_PX.index(_BAND_PX)]
+    cells = (
+        data,
+        f"1/{budget} ({nodes_text})",
+        f"{strategy}{' ' + changes if changes else ''}",
+        str(steps),
+        str(len(members)),
+        " / ".join(f"{row['miou']:.3f}" for row in members),
+        interval(members),
+        gain,
+        f"{np.mean([score(row['at_nodes']) for row in members]):.3f}",
+        f"{np.mean([score(row['bound']) for row in members]):.3f}",
+        f"{right / all_:.3f}",
+        f"{np.mean(blurred):+.1f}",
+        f"{first['gflops']:.2f}",
+        f"{np.mean([row['seconds_per_mp'] for row in members]):.2f}",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def uniform(row: Row, rows: list[Row]) -> float | None:
+    """The plain uniform arm of the same data, budget, steps and seed."""
+    keys = ("data", "budget", "steps", "seed")
+    for other in rows:
+        same = all(other[key] == row[key] for key in keys)
+        plain = other["strategy"] == "uniform" and not other["changes"]
+        if same and plain and other["nodes"][0] * other["nodes"][1] <= _nodes(row):
+            return float(other["miou"])
+    return None
+
+
+def _nodes(row: Row) -> int:
+    return int(row["nodes"][0] * row["nodes"][1])
+
+
+def score(counts: list[Any]) -> float:
+    return mean_iou(np.sum(counts, axis=0))
+
+
+def interval(members: list[Row]) -> str:
+    """95 % interval when patients are drawn anew, all seeds together."""
+    patients = sorted(set(members[0]["patients"]))
+    totals = [
+        sum(
+            np.asarray(counts)
+            for row in members
+            for counts, owner in zip(row["full"], row["patients"], strict=True)
+            if owner == patient
+        )
+        for patient in patients
+    ]
+    low, high = bootstrap_interval(np.stack(totals), mean_iou)
+    return f"{low:.3f} to {high:.3f}"

@@ -1,0 +1,156 @@
+"""What learned downsampling is worth at equal pixels: one table of trained arms.
+
+    python tests/benchmarks/segment_table.py [--minutes 60] [--jobs 2] [--only REGEX]
+
+Trains and measures cell after cell of the plan (segment_plan.py) and adds each as a
+line to segment_cells.jsonl; cells that are there already are not run again, so that
+the command goes on where it stopped. `--table` prints what there is. Every arm has the
+same frames, batches, steps, augmentation, taps per cell, soft labels, and logits that
+are read back bilinearly through the exact inverse.
+"""
+
+import argparse
+import re
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
+from datetime import date
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import torch
+from segment_plan import PLAN, Cell
+from segment_report import table
+
+from wsi_pipeline.models.sampling import cell_areas
+from wsi_pipeline.models.segmenter import SegmentNet
+from wsi_pipeline.models.spec import SegmenterSpec
+from wsi_pipeline.training.arms import ArmOptions, fit_arm
+from wsi_pipeline.training.comparing import Frame, compare_frames
+from wsi_pipeline.training.data import LabelledImages, Views
+from wsi_pipeline.training.loop import LoopOptions
+
+HERE = Path(__file__).parent
+DATA = HERE.parent.parent.parent / "shared" / "data"
+CELLS = HERE / "segment_cells.jsonl"
+BLUR_SHARE = 0.15
+"""Sigma of the test blur, as a share of the distance between even nodes."""
+RATE = 3e-3
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--minutes", type=float, default=1e9, help="start none later")
+    parser.add_argument("--jobs", type=int, default=2, help="cells at once")
+    parser.add_argument("--only", default="", help="regular expression on cells")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--data", type=Path, default=DATA, help="holds labelled/glas")
+    parser.add_argument("--cells", type=Path, default=CELLS, help="results so far")
+    parser.add_argument("--list", action="store_true", help="print the plan")
+    parser.add_argument("--table", action="store_true", help="print the table only")
+    given = parser.parse_args()
+    done = read_cells(given.cells)
+    if given.table:
+        print("\n".join(table(done)))
+        return 0
+    names = {row["name"] for row in done}
+    left = [c for c in PLAN if re.search(given.only, c.name) and c.name not in names]
+    if given.list:
+        print(
+            "\n".join(f"{c.name in names and 'done' or 'open'} {c.name}" for c in PLAN)
+        )
+        return 0
+    start = time.monotonic()
+    context = get_context("spawn")
+    with ProcessPoolExecutor(given.jobs, context, max_tasks_per_child=1) as pool:
+        running = {}
+        while left or running:
+            late = time.monotonic() - start > given.minutes * 60
+            while left and len(running) < given.jobs and not late:
+                cell = left.pop(0)
+                running[pool.submit(run, cell, given.data, given.device)] = cell
+            if not running:
+                break
+            future = next(as_completed(running))
+            cell = running.pop(future)
+            row = future.result()
+            with given.cells.open("ab") as stream:
+                stream.write(orjson.dumps(row) + b"\n")
+            print(cell.name, row["miou"], f"{row['train_seconds']} s", flush=True)
+    print("\n".join(table(read_cells(given.cells))))
+    return 0
+
+
+def read_cells(path: Path) -> list[dict[str, Any]]:
+    """Results so far."""
+    if not path.exists():
+        return []
+    return [orjson.loads(line) for line in path.read_bytes().splitlines()]
+
+
+def run(cell: Cell, data_dir: Path, device: str) -> dict[str, Any]:
+    """Train and measure a cell."""
+    torch.set_num_threads(1)
+    data = cell.load(data_dir)
+    spec = SegmenterSpec(len(data.classes), nodes=cell.nodes, **dict(cell.changes))
+    arm = ArmOptions(Views(data.frame_px, whole=True), batch=cell.batch, seed=cell.seed)
+    loop = LoopOptions(cell.steps, device=device, precision="bf16-mixed", lr=RATE)
+    start = time.perf_counter()
+    net, losses = fit_arm(spec, cell.strategy, data.train, arm, loop)
+    seconds = time.perf_counter() - start
+    scores = compare_frames(net, data.validation)
+    blur_px = BLUR_SHARE * data.frame_px[0] / cell.nodes[0]
+    blurred = compare_frames(net, data.validation, blur_px=blur_px)
+    return {
+        "name": cell.name,
+        **{k: v for k, v in asdict(cell).items() if k != "changes"},
+        "changes": dict(cell.changes),
+        "miou": round(miou(scores.full.sum(axis=0)), 4),
+        "patients": list(data.validation.groups),
+        "classes": [c.name for c in data.classes],
+        "full": scores.full.tolist(),
+        "at_nodes": scores.nodes.tolist(),
+        "bound": scores.bound.tolist(),
+        "blurred": blurred.full.tolist(),
+        "near": scores.near.sum(axis=0).tolist(),
+        "gflops": round(scores.flops / 1e9, 4),
+        "seconds_per_mp": round(scores.seconds, 3),
+        "cell_area_5_50_95": areas_of(net, data.validation),
+        "final_loss": round(float(np.mean(losses[-50:])), 4),
+        "train_seconds": round(seconds),
+        "device": device_name(device),
+        "torch": torch.__version__,
+        "date": date.today().isoformat(),
+    }
+
+
+def miou(counts: np.ndarray) -> float:
+    from wsi_pipeline.metrics import mean_iou
+
+    return mean_iou(counts)
+
+
+@torch.no_grad()
+def areas_of(net: SegmentNet, data: LabelledImages) -> list[float]:
+    """Percentiles of the nodes' areas: whether a sampler moves, or collapses."""
+    device = next(net.parameters()).device
+    frames = (Frame.of(data, index, device, 0.0) for index in range(len(data)))
+    areas = [cell_areas(frame.segment(net)[1]).cpu().numpy() for frame in frames]
+    found = np.percentile(np.concatenate(areas), [5, 50, 95])
+    return [round(float(v), 3) for v in found]
+
+
+def device_name(device: str) -> str:
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return "CPU, 1 thread"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,190 @@
+"""Places the nodes of a region: one small module per way of doing it.
+
+Each takes the evenly sampled view of n regions and gives the grid of their nodes.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from wsi_pipeline.models.density import DensityNet, density_to_grid
+from wsi_pipeline.models.marginals import marginal_grid
+from wsi_pipeline.models.sampling import identity_grid
+from wsi_pipeline.models.unet import UNet
+
+
+class Placement(NamedTuple):
+    """Where the nodes of n regions lie.
+
+    Parameters
+    ----------
+    grid : (n, h, w, 2) float32 tensor
+        x and y in [-1, 1].
+    density : (n, 1, h, w) float32 tensor or None
+        What the grid was made from, sum 1; None where there is no density.
+    """
+
+    grid: Tensor
+    density: Tensor | None = None
+
+
+class EvenPlacer(nn.Module):
+    """Spreads nodes evenly, whatever the view shows."""
+
+    def forward(self, view: Tensor) -> Placement:
+        """(n, 3, h, w) view to nodes."""
+        n, _, h, w = view.shape
+        return Placement(identity_grid(h, w).to(view.device).expand(n, -1, -1, -1))
+
+
+class DensityPlacer(nn.Module):
+    """Predicts a density and moves nodes towards it.
+
+    Parameters
+    ----------
+    net : DensityNet
+        View to density.
+    sigma : float
+        Kernel of the map as a share of the short side.
+
+    References
+    ----------
+    Recasens et al. 2018; Jin et al. 2022, eq. 2 and 3.
+    """
+
+    def __init__(self, net: DensityNet, sigma: float) -> None:
+        super().__init__()
+        self.net = net
+        self.sigma = sigma
+
+    def forward(self, view: Tensor) -> Placement:
+        """(n, 3, h, w) view to nodes."""
+        density = self.net(view)
+        return Placement(density_to_grid(density, self.sigma), density)
+
+
+class MarginalPlacer(nn.Module):
+    """Predicts a density and spreads rows and columns by its marginals.
+
+    Parameters
+    ----------
+    net : DensityNet
+        View to density.
+    """
+
+    def __init__(self, net: DensityNet) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, view: Tensor) -> Placement:
+        """(n, 3, h, w) view to nodes."""
+        density = self.net(view)
+        return Placement(marginal_grid(density), density)
+
+
+class FixedPlacer(nn.Module):
+    """The same density for every region: the mean over a dataset.
+
+    Parameters
+    ----------
+    sigma : float
+        As for `DensityPlacer`.
+    h, w : int
+        Nodes of the stored density; it is resized where others are asked for.
+    """
+
+    density: Tensor
+
+    def __init__(self, sigma: float, h: int, w: int) -> None:
+        super().__init__()
+        self.sigma = sigma
+        self.register_buffer("density", torch.full((1, 1, h, w), 1 / (h * w)))
+
+    def forward(self, view: Tensor) -> Placement:
+        """(n, 3, h, w) view to nodes."""
+        n, _, h, w = view.shape
+        density = self.density
+        if density.shape[-2:] != (h, w):
+            density = functional.interpolate(density, (h, w), mode="area")
+        density = (density / density.sum()).expand(n, -1, -1, -1)
+        return Placement(density_to_grid(density, self.sigma), density)
+
+
+class GivenPlacer(nn.Module):
+    """Follows a density that the caller makes from the truth: a bound, not a method.
+
+    Parameters
+    ----------
+    sigma : float
+        As for `DensityPlacer`.
+    """
+
+    def __init__(self, sigma: float) -> None:
+        super().__init__()
+        self.sigma = sigma
+
+    def forward(self, density: Tensor) -> Placement:
+        """(n, 1, h, w) density to nodes."""
+        return Placement(density_to_grid(density, self.sigma), density)
+
+
+class FieldPlacer(nn.Module):
+    """Regresses the places themselves on a coarse lattice.
+
+    Parameters
+    ----------
+    widths : sequence of int
+        Channels per scale of the U-Net.
+    lattice : int
+        Places along the short side; the long side has as many more as it is longer.
+
+    Notes
+    -----
+    Border nodes stay on the border, and places on the region.
+
+    References
+    ----------
+    Marin et al. 2019, "Efficient Segmentation: Learning Downsampling Near Semantic
+    Boundaries", section 3: an 8 x 8 tensor, resized to the nodes.
+    """
+
+    def __init__(self, widths: tuple[int, ...], lattice: int = 8) -> None:
+        super().__init__()
+        self.net = UNet(3, 2, widths)
+        self.lattice = lattice
+        # start from evenly spread places
+        nn.init.zeros_(self.net.head.weight)
+        nn.init.zeros_(self.net.head.bias)
+
+    def forward(self, view: Tensor) -> Placement:
+        """(n, 3, h, w) view to nodes."""
+        field = self.field(view)
+        grid = functional.interpolate(
+            field, view.shape[-2:], mode="bilinear", align_corners=True
+        )
+        return Placement(grid.permute(0, 2, 3, 1))  # (n, h, w, 2)
+
+    def field(self, view: Tensor) -> Tensor:
+        """(n, 3, h, w) view to (n, 2, h', w') places in [-1, 1]."""
+        rows, columns = self.lattice_of(view.shape[-2], view.shape[-1])
+        moves = functional.adaptive_avg_pool2d(self.net(view), (rows, columns)).float()
+        even = identity_grid(rows, columns).to(view.device).permute(0, 3, 1, 2)
+        return pinned((even + moves).clamp(-1, 1))
+
+    def lattice_of(self, h: int, w: int) -> tuple[int, int]:
+        """Rows and columns of the lattice for h x w nodes."""
+        short = min(h, w)
+        rows, columns = (round(self.lattice * n / short) for n in (h, w))
+        return rows, columns
+
+
+def pinned(field: Tensor) -> Tensor:
+    """Places with the border's own coordinate set to -1 and 1, (n, 2, h, w)."""
+    x, y = field[:, 0], field[:, 1]
+    columns = torch.linspace(-1, 1, x.shape[-1], device=field.device)
+    rows = torch.linspace(-1, 1, y.shape[-2], device=field.device)[:, None]
+    across = torch.where(columns.abs() == 1, columns, x)
+    down = torch.where(rows.abs() == 1, rows, y)
+    return torch.stack([across, down], dim=1)

@@ -1,0 +1,177 @@
+"""Trains one strategy: first what places nodes, then it and the segmenter together."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from wsi_pipeline.models.placing import FieldPlacer, FixedPlacer
+from wsi_pipeline.models.sampling import cell_areas, identity_grid
+from wsi_pipeline.models.segmenter import Segmented, SegmentNet, centred
+from wsi_pipeline.models.segmenting import COARSER_LEVELS
+from wsi_pipeline.models.spec import SegmenterSpec
+from wsi_pipeline.training.data import (
+    LabelledImages,
+    RegionBatch,
+    RegionSource,
+    Views,
+    class_shares,
+)
+from wsi_pipeline.training.fields import boundary_field
+from wsi_pipeline.training.loop import LoopOptions, fit
+from wsi_pipeline.training.losses import (
+    boundary_density,
+    density_divergence,
+    minmax_error,
+    soft_cross_entropy,
+)
+
+PLACER_RATE = 0.3
+"""Factor on the learning rate of what places nodes, in the joint phase."""
+PLACER_STEPS = 100
+"""Steps in which it learns alone from boundaries."""
+_STAGED_SHARE = 0.3
+"""Of the steps, where nothing teaches it later on."""
+_MEAN_BATCHES = 32
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class ArmOptions:
+    """How an arm is trained, beside the loop.
+
+    Parameters
+    ----------
+    views : Views
+        Size and place of regions.
+    batch : int
+        Regions per step.
+    seed : int
+        Of weights, batches and augmentation.
+    """
+
+    views: Views
+    batch: int = 8
+    seed: int = 0
+
+
+def fit_arm(
+    spec: SegmenterSpec,
+    strategy: str,
+    data: LabelledImages,
+    arm: ArmOptions,
+    loop: LoopOptions,
+    *,
+    progress: Progress | None = None,
+) -> tuple[SegmentNet, list[float]]:
+    """Train one strategy; the net comes back in eval mode, with the loss per step.
+
+    Parameters
+    ----------
+    spec : SegmenterSpec
+        Sizes.
+    strategy : str
+        A name in the table of strategies.
+    data : LabelledImages
+        Training images.
+    arm : ArmOptions
+        Regions, batch, seed: the same batches for every strategy.
+    loop : LoopOptions
+        Steps, rates, device.
+    progress : callable, optional
+        Told (done, total) steps of the joint phase.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(arm.seed)
+        net = SegmentNet(spec, strategy)
+    net = net.to(memory_format=torch.channels_last)
+    lessons = _Lessons(net, data, arm, loop.device)
+    lessons.teach_placer(loop)
+    frozen = not net.strategy.joint
+    for parameter in net.placer.parameters():
+        parameter.requires_grad_(not frozen)
+    scales = {"placer.": PLACER_RATE}
+    losses = fit(
+        net, lessons.joint_loss, replace(loop, lr_scales=scales), progress=progress
+    )
+    return net, losses
+
+
+class _Lessons:
+    """The losses of one arm, each drawing its own batch."""
+
+    def __init__(
+        self, net: SegmentNet, data: LabelledImages, arm: ArmOptions, device: str
+    ) -> None:
+        self._net, self._arm, self._device = net, arm, device
+        self._row, self._spec = net.strategy, net.spec
+        self._source = RegionSource(data, arm.views, COARSER_LEVELS + 2)
+        self._even = identity_grid(*net.spec.shape).to(device)
+
+    def teach_placer(self, loop: LoopOptions) -> None:
+        """Let what places nodes learn alone, if its strategy has a teacher."""
+        teacher, placer = self._row.teacher, self._net.placer
+        if teacher == "mean":
+            if not isinstance(placer, FixedPlacer):
+                raise TypeError(f"nothing to fix in {type(placer).__name__}")
+            drawn = (self._draw(1, step) for step in range(_MEAN_BATCHES))
+            densities = torch.cat([self.edges_of(one) for one in drawn])
+            placer.density.copy_(densities.mean(dim=0, keepdim=True))
+        elif teacher != "none":
+            share = 0 if self._row.joint else _STAGED_SHARE
+            steps = max(PLACER_STEPS, round(share * loop.steps))
+            alone = replace(loop, steps=min(steps, loop.steps))
+            fit(placer, self._placer_loss, alone)
+
+    def _placer_loss(self, module: nn.Module, step: int) -> Tensor:
+        drawn = self._draw(1, step)
+        view = centred(drawn.sample(self._grid(drawn), self._spec.taps))
+        placer = self._net.placer
+        if isinstance(placer, FieldPlacer):
+            lattice = placer.lattice_of(*self._spec.shape)
+            wanted = boundary_field(self._labels(drawn), lattice)
+            grid = module(view).grid
+            return _field_error(grid, wanted)
+        return density_divergence(module(view).density, self.edges_of(drawn))
+
+    def joint_loss(self, module: nn.Module, step: int) -> Tensor:
+        drawn = self._draw(0, step)
+        given = self.edges_of(drawn) if self._row.needs_truth else None
+        result: Segmented = module(drawn.sample, self._arm.batch, None, given)
+        labels = drawn.tap_labels(result.grid, self._spec.taps)
+        soft = class_shares(labels, self._spec.classes, self._spec.taps)
+        areas = cell_areas(result.grid)
+        if not self._row.by_area:
+            areas = torch.ones_like(areas)
+        loss = soft_cross_entropy(result.logits, soft, areas)
+        if result.density is None or not self._row.edge_loss:
+            return loss
+        error = minmax_error if self._row.edge_error == "minmax" else density_divergence
+        return loss + self._row.edge_loss * error(result.density, self.edges_of(drawn))
+
+    def edges_of(self, drawn: RegionBatch) -> Tensor:
+        """Density of the true boundaries."""
+        shape, floor = self._spec.shape, self._spec.floor
+        return boundary_density(self._labels(drawn), shape, floor=floor)
+
+    def _labels(self, drawn: RegionBatch) -> Tensor:
+        return drawn.tap_labels(self._grid(drawn), self._spec.taps)
+
+    def _grid(self, drawn: RegionBatch) -> Tensor:
+        return self._even.expand(len(drawn.labels), -1, -1, -1)
+
+    def _draw(self, phase: int, step: int) -> RegionBatch:
+        random = np.random.default_rng([self._arm.seed, phase, step])
+        return self._source.draw(self._arm.batch, random, self._device)
+
+
+def _field_error(grid: Tensor, wanted: Tensor) -> Tensor:
+    """Squared distance of a grid from a coarser field, in lattice steps."""
+    target = nn.functional.interpolate(
+        wanted, grid.shape[1:3], mode="bilinear", align_corners=True
+    ).permute(0, 2, 3, 1)
+    steps = grid.new_tensor([wanted.shape[-1] - 1, wanted.shape[-2] - 1]) / 2
+    return (((grid - target) * steps) ** 2).sum(dim=-1).mean()

@@ -1,0 +1,196 @@
+"""Measures a trained arm on frames: at full resolution, at its nodes, at its bound."""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.ndimage import distance_transform_edt
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+
+from wsi_pipeline.metrics import confusion
+from wsi_pipeline.models.inverse import invert_grid
+from wsi_pipeline.models.sampling import mip_levels, sample_image
+from wsi_pipeline.models.segmenter import SegmentNet
+from wsi_pipeline.models.segmenting import COARSER_LEVELS
+from wsi_pipeline.training.data import LabelledImages, class_shares
+from wsi_pipeline.training.losses import boundaries, boundary_density
+
+TRIMAP_PX = 1, 2, 4, 8, 16, 32
+"""Distances from a true boundary within which accuracy is measured."""
+
+
+@dataclass(frozen=True)
+class FrameScores:
+    """What an arm reaches on n frames with k classes.
+
+    Parameters
+    ----------
+    full : (n, k, k + 1) int64 array
+        Confusion at full resolution.
+    nodes : (n, k, k + 1) int64 array
+        Confusion between nodes: the prediction against the largest share of a cell.
+    bound : (n, k, k + 1) int64 array
+        Confusion of the true shares, read back as a prediction is: what the sampler
+        alone loses.
+    near : (n, len(TRIMAP_PX), 2) int64 array
+        Pixels within each distance of a true boundary: right ones, and all.
+    flops : int
+        Of one frame, placing included; a multiply-add counts 2.
+    seconds : float
+        Per megapixel of the frames, sampling and inverse included, on its device.
+    """
+
+    full: NDArray[np.int64]
+    nodes: NDArray[np.int64]
+    bound: NDArray[np.int64]
+    near: NDArray[np.int64]
+    flops: int
+    seconds: float
+
+
+@torch.no_grad()
+def compare_frames(
+    net: SegmentNet, data: LabelledImages, *, blur_px: float = 0.0
+) -> FrameScores:
+    """Segment every image as one region and compare it with the truth.
+
+    Parameters
+    ----------
+    net : SegmentNet
+        In eval mode.
+    data : LabelledImages
+        Images that the net has not seen.
+    blur_px : float
+        Sigma of a Gaussian that the pixels go through first: a fair arm does not gain.
+
+    Returns
+    -------
+    FrameScores
+
+    Notes
+    -----
+    Logits are read back bilinearly through the exact inverse, and the largest wins.
+    """
+    device = next(net.parameters()).device
+    rows: list[tuple[NDArray[np.int64], ...]] = []
+    flops, seconds, pixels = 0, 0.0, 0
+    for index in range(len(data)):
+        frame = Frame.of(data, index, device, blur_px)
+        if not rows:
+            with FlopCounterMode(display=False) as counter:
+                frame.segment(net)
+            flops = int(counter.get_total_flops())
+        start = time.perf_counter()
+        logits, grid = frame.segment(net)
+        found = frame.read_back(logits, grid).argmax(dim=1)[0].cpu().numpy()
+        seconds += time.perf_counter() - start
+        pixels += found.size
+        shares = frame.shares(grid, net.spec.classes, net.spec.taps)
+        known = shares.sum(dim=1)[0] > 0
+        truth = torch.where(known, shares.argmax(dim=1)[0], 255).cpu().numpy()
+        bound = frame.read_back(shares, grid).argmax(dim=1)[0].cpu().numpy()
+        rows.append(
+            (
+                confusion(frame.truth, found, net.spec.classes),
+                confusion(
+                    truth, logits.argmax(dim=1)[0].cpu().numpy(), net.spec.classes
+                ),
+                confusion(frame.truth, bound, net.spec.classes),
+                _near(frame.truth, found),
+            )
+        )
+    full, nodes, bounds, near = (np.stack(part) for part in zip(*rows, strict=True))
+    return FrameScores(full, nodes, bounds, near, flops, seconds / pixels * 1e6)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One image as the region that an arm sees.
+
+    Parameters
+    ----------
+    levels : list of (1, 3, h_l, w_l) float tensors
+        Pixels on mip levels 1, 2, ... as in training.
+    truth : (h, w) uint8 array
+        Class per pixel.
+    """
+
+    levels: list[Tensor]
+    truth: NDArray[np.uint8]
+
+    @classmethod
+    def of(
+        cls, data: LabelledImages, index: int, device: torch.device, blur_px: float
+    ) -> "Frame":
+        """An image of a dataset."""
+        pixels = torch.from_numpy(data.images[index])[None].to(device).float() / 255
+        if blur_px:
+            pixels = _blurred(pixels, blur_px)
+        return cls(mip_levels(pixels, COARSER_LEVELS + 3)[1:], data.labels[index])
+
+    def sample(self, grid: Tensor, taps: int) -> Tensor:
+        """(1, h, w, 2) grid to (1, 3, h, w) pixels."""
+        return sample_image(self.levels, grid, first=1, taps=taps, mip=taps > 1)
+
+    def segment(self, net: SegmentNet) -> tuple[Tensor, Tensor]:
+        """Logits (1, k, h, w) and grid (1, h, w, 2) of the nodes."""
+        given = None
+        if net.strategy.needs_truth:
+            given = self.true_density(net.spec.shape, net.spec.taps, net.spec.floor)
+        result = net(self.sample, 1, None, given)
+        return result.logits.float(), result.grid
+
+    def read_back(self, values: Tensor, grid: Tensor) -> Tensor:
+        """(1, k, h, w) values of nodes to (1, k, H, W) of pixels."""
+        back = invert_grid(grid, self.truth.shape)
+        return functional.grid_sample(
+            values, back, mode="bilinear", padding_mode="border", align_corners=True
+        )
+
+    def shares(self, grid: Tensor, classes: int, taps: int) -> Tensor:
+        """(1, classes, h, w) share of each class in the nodes' cells."""
+        return class_shares(self.tap_labels(grid, taps), classes, taps)
+
+    def tap_labels(self, grid: Tensor, taps: int) -> Tensor:
+        """(1, h * taps, w * taps) classes at the taps."""
+        h, w = self.truth.shape
+        fine = functional.interpolate(
+            grid.permute(0, 3, 1, 2), scale_factor=taps, mode="bilinear"
+        )
+        x = ((fine[:, 0] + 1) / 2 * (w - 1)).round().long()
+        y = ((fine[:, 1] + 1) / 2 * (h - 1)).round().long()
+        labels = torch.from_numpy(self.truth).to(grid.device)
+        return labels[y, x].long()
+
+    def true_density(self, shape: tuple[int, int], taps: int, floor: float) -> Tensor:
+        """Density of the true boundaries, (1, 1, h, w)."""
+        h, w = shape[0] * taps, shape[1] * taps
+        labels = torch.from_numpy(self.truth)[None, None].float()
+        even = functional.interpolate(labels, (h, w), mode="nearest-exact")[0].long()
+        density = boundary_density(even, shape, floor=floor)
+        return density.to(self.levels[0].device)
+
+
+def _near(truth: NDArray[np.uint8], found: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Right and all pixels within each distance of a true boundary, (d, 2)."""
+    edge = boundaries(torch.from_numpy(truth)[None].long())[0].numpy()
+    if not edge.any():
+        return np.zeros((len(TRIMAP_PX), 2), np.int64)
+    distance = distance_transform_edt(~edge)
+    known, right = truth != 255, truth == found
+    bands = [known & (distance < width) for width in TRIMAP_PX]
+    return np.array([[int((band & right).sum()), int(band.sum())] for band in bands])
+
+
+def _blurred(pixels: Tensor, sigma: float) -> Tensor:
+    reach = max(1, round(3 * sigma))
+    steps = torch.arange(-reach, reach + 1, device=pixels.device)
+    kernel = torch.exp(-0.5 * (steps / sigma) ** 2)
+    kernel = (kernel / kernel.sum()).expand(3, 1, 1, -1)
+    padded = functional.pad(pixels, (reach,) * 4, mode="reflect")
+    rows = functional.conv2d(padded, kernel, groups=3)
+    return functional.conv2d(rows, kernel.transpose(2, 3), groups=3)
