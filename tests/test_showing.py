@@ -131,6 +131,17 @@ def test_x_comes_first() -> None:
     assert dots(nodes).tolist() == [[297, 4], [298, 4], [297, 5], [298, 5]]
 
 
+def test_nodes_lie_right_on_regions_that_are_not_square() -> None:
+    label = np.zeros((10, 40), np.uint8)
+    shown = small(
+        even(2, 2), image=np.full((3, 10, 40), GREY, np.uint8), predicted=label,
+        truth=label,
+    )  # fmt: skip
+    nodes = panels_of(picture_of(shown, CLASSES), 2)[1][:100]
+    found = {tuple(place) for place in dots(nodes).tolist()}
+    assert found == {(x, y) for x in (4, 5, 394, 395) for y in (4, 5, 94, 95)}
+
+
 def test_dots_on_the_last_pixel_are_whole_and_outside_ones_absent() -> None:
     big = np.full((3, 800, 800), GREY, np.uint8)
     label = np.zeros((800, 800), np.uint8)
@@ -193,6 +204,12 @@ def test_a_title_is_a_line_above() -> None:
     assert titled.width == plain.width
 
 
+def test_a_break_in_a_title_or_a_name_is_a_blank() -> None:
+    plain = tuple(replace(row, name=row.name.replace("\n", " ")) for row in CLASSES)
+    broken = picture_of(shown_of(), CLASSES, title="step\n500")
+    assert broken.tobytes() == picture_of(shown_of(), plain, title="step 500").tobytes()
+
+
 def test_the_same_input_gives_the_same_bytes_and_stays_as_it_is(tmp_path: Path) -> None:
     shown = shown_of(density=np.random.default_rng(0).random((4, 5)))
     before = [array.copy() for array in vars(shown).values()]
@@ -241,7 +258,10 @@ def test_any_shape_is_drawn(H: int, W: int, h: int, w: int, seed: int) -> None: 
     [
         ({"image": np.zeros((40, 40, 3), np.uint8)}, r"image to show is \(40, 40, 3\)"),
         ({"image": np.zeros((3, 40, 40))}, "image to show is float64"),
-        ({"image": np.zeros((3, 0, 40), np.uint8)}, "none of it 0"),
+        (
+            {"image": np.zeros((3, 0, 40), np.uint8)},
+            r"image .* \(3, 0, 40\), none of it 0",
+        ),
         ({"grid": np.zeros((2, 4, 5))}, r"grid to show is \(2, 4, 5\)"),
         ({"grid": np.full((4, 5, 2), np.nan)}, "grid to show holds values that"),
         ({"sampled": np.zeros((3, 5, 4), np.uint8)}, "sampled to show"),

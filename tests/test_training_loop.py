@@ -308,11 +308,11 @@ def test_a_checkpoint_holds_no_pickle_and_appears_whole(tmp_path: Path) -> None:
     cut_short(file, 4, 3)
     assert [path.name for path in tmp_path.iterdir()] == ["c.st"]
     with safe_open(file, "pt") as opened:
-        header = orjson.loads(opened.metadata()["training"])
+        there = orjson.loads(opened.metadata()["training"])
         names = set(opened.keys())
-    assert header["done"] == 3
-    assert header["facts"]["lr_scales"] == {"shift": 0.3}
-    assert header["trained"] == [
+    assert there["done"] == 3
+    assert there["facts"]["lr_scales"] == {"shift": 0.3}
+    assert there["trained"] == [
         "shift", "scale", "idle", "body.0.weight", "body.0.bias", "body.1.weight",
         "body.1.bias", "body.4.weight", "body.4.bias",
     ]  # fmt: skip
@@ -433,6 +433,11 @@ def test_a_damaged_checkpoint_is_refused(
     assert same(net, warped())
 
 
+def header(**wrong: object) -> dict[str, str]:
+    right = {"format": 1, "facts": {}, "trained": [], "done": 2, "seconds": 0.5}
+    return {"training": json.dumps(right | wrong)}
+
+
 @pytest.mark.parametrize(
     ("metadata", "words"),
     [
@@ -440,6 +445,9 @@ def test_a_damaged_checkpoint_is_refused(
         ({"training": "{}"}, r"no checkpoint of ours \(format"),
         ({"training": '{"format": 2}'}, r"no checkpoint of ours \(format"),
         ({"training": "[1"}, "no checkpoint of ours"),
+        (header(done="2"), r"no checkpoint of ours \(done"),
+        (header(done=0), r"no checkpoint of ours \(done"),
+        (header(more=1), r"no checkpoint of ours \(more"),
     ],
 )
 def test_files_of_other_kinds_are_refused(
