@@ -1,6 +1,8 @@
 # make demo: everything from a fresh machine with Python 3.12 to masks and a report
 # make test: lint, types, import contracts, tests; make test-slow: the long sweeps
 # make check: lint, types, contracts only; make bench: ratios against floors
+# make bench-segment: trains and measures the arms of learned downsampling, goes on
+#   where it stopped; MINUTES=60 starts none later
 # make bench-tile: the tiler against its floors and other converters, 15 minutes
 
 PYTHON ?= $(shell command -v python3.12 || command -v python3)
@@ -11,7 +13,7 @@ DONE = $(VENV)/.installed-$(EXTRAS)
 EXTRAS ?= dev
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: setup demo test test-slow check bench bench-tile clean
+.PHONY: setup demo test test-slow check bench bench-segment bench-tile clean
 
 setup: $(DONE)
 
@@ -41,6 +43,10 @@ bench: $(DONE)
 	$(BIN)/python tests/benchmarks/tile_memory.py
 	$(BIN)/python tests/benchmarks/pipeline_time.py
 	$(BIN)/python tests/benchmarks/openslide_speed.py
+
+bench-segment: $(DONE)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/segment_table.py \
+	  $(if $(MINUTES),--minutes $(MINUTES)) $(if $(DEVICE),--device $(DEVICE) --jobs 1)
 
 # peers live apart, so that their dependencies cannot disturb ours
 $(PEERS)/.installed:

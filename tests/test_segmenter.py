@@ -84,6 +84,7 @@ def test_level_read_is_never_coarser_than_a_tap() -> None:
     assert [read_level(net, side) for side in (64, 256, 510, 512, 1100, 2048)] == [
         0, 0, 1, 1, 2, 3
     ]  # fmt: skip
+    assert read_level(SegmentNet(SegmenterSpec(3), "point"), 2048) == 0
 
 
 def test_the_same_tissue_on_another_level_gives_the_same_answer(

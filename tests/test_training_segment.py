@@ -1,5 +1,6 @@
 """Training of the segmenter: data, losses, and a tiny run from end to end."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch.nn import functional
 
+from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.models.sampling import identity_grid
 from wsi_pipeline.models.segmenter import SegmentNet
 from wsi_pipeline.models.segmenting import RegionSegmenter
@@ -248,3 +250,31 @@ def test_training_writes_a_card_and_weights_and_repeats_itself(tmp_path: Path) -
     spec = SegmenterSpec.from_card(card, files[0])
     for strategy in spec.strategies:
         load_state(SegmentNet(spec, strategy), files[0], prefix=f"{strategy}.")
+
+
+def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    data = images((128, 160), (130, 150))
+    spec = SegmenterSpec(3, nodes=16, widths=(4, 6), density_widths=(4, 6))
+    loop = LoopOptions(120, warm_up_steps=3)
+    views = Views((96, 96))
+
+    def tick(done: int, total: int) -> None:
+        if done == 110:
+            raise KeyboardInterrupt
+
+    for strategy in ("learned", "fixed"):
+        whole, losses = fit_arm(spec, strategy, data, ArmOptions(views, 2), loop)
+        arm = ArmOptions(views, 2, folder=tmp_path)
+        with pytest.raises(KeyboardInterrupt):
+            fit_arm(spec, strategy, data, arm, loop, progress=tick)
+        assert (tmp_path / f"{strategy}.checkpoint").exists()
+        with pytest.raises(ConfigError, match="seed"):
+            fit_arm(spec, strategy, data, replace(arm, seed=1), loop)
+        again, resumed = fit_arm(spec, strategy, data, arm, loop)
+        assert resumed == losses
+        for a, b in zip(
+            whole.state_dict().values(), again.state_dict().values(), strict=True
+        ):
+            assert torch.equal(a, b)
+        assert sorted(p.name for p in tmp_path.iterdir()) == [f"{strategy}.csv"]
+        (tmp_path / f"{strategy}.csv").unlink()

@@ -73,8 +73,13 @@ def train_segmenter(
     ] = None,
     seed: Seed = 0,
     device: TrainDevice = "cpu",
+    devices: Annotated[int, typer.Option(min=1, help="GPUs to train on.")] = 1,
 ) -> None:
-    """Train a segmenter: its sampler, and an evenly sampled arm beside it."""
+    """Train a segmenter: its sampler, and an evenly sampled arm beside it.
+
+    Interrupted, it goes on where it stopped when it is called again; OUT/training
+    holds losses and pictures.
+    """
     from wsi_pipeline.training.datasets import DatasetOptions, load_dataset
     from wsi_pipeline.training.describing import check_folder, facts_of, publish_part
     from wsi_pipeline.training.segment import train_segment
@@ -86,7 +91,7 @@ def train_segmenter(
         part = train_segment(
             found, out, steps=steps, seed=seed, device=device,
             strategies=strategy or ("learned", "uniform"), body=body, nodes=nodes,
-            batch=batch, progress=terminal.ticker("train segment"),
+            batch=batch, devices=devices, progress=terminal.ticker("train segment"),
         )  # fmt: skip
     card = publish_part(out, found.name, part, facts_of(found))
     _say(card, "select", part.metrics)

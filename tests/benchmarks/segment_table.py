@@ -63,7 +63,7 @@ def main() -> int:
     left = [c for c in PLAN if re.search(given.only, c.name) and c.name not in names]
     if given.list:
         print(
-            "\n".join(f"{c.name in names and 'done' or 'open'} {c.name}" for c in PLAN)
+            "\n".join(f"{'done' if c.name in names else 'open'} {c.name}" for c in PLAN)
         )
         return 0
     start = time.monotonic()
@@ -141,7 +141,7 @@ def areas_of(net: SegmentNet, data: LabelledImages) -> list[float]:
     """Percentiles of the nodes' areas: whether a sampler moves, or collapses."""
     device = next(net.parameters()).device
     frames = (Frame.of(data, index, device, 0.0) for index in range(len(data)))
-    areas = [cell_areas(frame.segment(net)[1]).cpu().numpy() for frame in frames]
+    areas = [cell_areas(frame.segment(net).grid).cpu().numpy() for frame in frames]
     found = np.percentile(np.concatenate(areas), [5, 50, 95])
     return [round(float(v), 3) for v in found]
 

@@ -155,8 +155,8 @@ class FieldPlacer(nn.Module):
         self.net = UNet(3, 2, widths)
         self.lattice = lattice
         # start from evenly spread places
-        nn.init.zeros_(self.net.head.weight)
-        nn.init.zeros_(self.net.head.bias)
+        for parameter in self.net.head.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, view: Tensor) -> Placement:
         """(n, 3, h, w) view to nodes."""

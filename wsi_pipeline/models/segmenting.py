@@ -141,8 +141,11 @@ def read_level(net: SegmentNet, side_px: float) -> int:
     """Level to read a region of `side_px` base pixels from.
 
     Its pixels are not coarser than a tap of an even grid, so that what it hides lies
-    well inside a cell, also where nodes are twice as dense.
+    well inside a cell, also where nodes are twice as dense. Points are read from the
+    base: what is coarser would be an average.
     """
+    if net.taps == 1:
+        return 0
     tap_px = (side_px - 1) / (max(net.spec.shape) - 1) / net.spec.taps
     return max(0, math.floor(math.log2(max(tap_px, 1))))
 

@@ -1,7 +1,9 @@
 """Trains one strategy: first what places nodes, then it and the segmenter together."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,7 +22,8 @@ from wsi_pipeline.training.data import (
     class_shares,
 )
 from wsi_pipeline.training.fields import boundary_field
-from wsi_pipeline.training.loop import LoopOptions, fit
+from wsi_pipeline.training.journal import Journal
+from wsi_pipeline.training.loop import LoopOptions, fit, rank, rank_seed
 from wsi_pipeline.training.losses import (
     boundary_density,
     density_divergence,
@@ -35,6 +38,7 @@ PLACER_STEPS = 100
 _STAGED_SHARE = 0.3
 """Of the steps, where nothing teaches it later on."""
 _MEAN_BATCHES = 32
+_JOURNAL_STEPS = 20
 
 Progress = Callable[[int, int], None]
 
@@ -51,11 +55,18 @@ class ArmOptions:
         Regions per step.
     seed : int
         Of weights, batches and augmentation.
+    folder : Path, optional
+        Where checkpoints are kept while training, so that it can go on after an
+        interruption, and where the losses are written down, one table per strategy.
+    source : str
+        Name of the data, so that no checkpoint of others is taken.
     """
 
     views: Views
     batch: int = 8
     seed: int = 0
+    folder: Path | None = None
+    source: str = ""
 
 
 def fit_arm(
@@ -66,6 +77,7 @@ def fit_arm(
     loop: LoopOptions,
     *,
     progress: Progress | None = None,
+    validate: Callable[[SegmentNet, int], None] | None = None,
 ) -> tuple[SegmentNet, list[float]]:
     """Train one strategy; the net comes back in eval mode, with the loss per step.
 
@@ -83,20 +95,46 @@ def fit_arm(
         Steps, rates, device.
     progress : callable, optional
         Told (done, total) steps of the joint phase.
+    validate : callable, optional
+        Given (net, steps done) now and then, with the averaged weights.
+
+    Raises
+    ------
+    ConfigError
+        If the folder holds a checkpoint of another training.
     """
     with torch.random.fork_rng():
         torch.manual_seed(arm.seed)
         net = SegmentNet(spec, strategy)
     net = net.to(memory_format=torch.channels_last)
     lessons = _Lessons(net, data, arm, loop.device)
-    lessons.teach_placer(loop)
+    joint = arm.folder / f"{strategy}.checkpoint" if arm.folder else None
+    if joint is None or not joint.exists():  # else the placer is in there
+        alone = joint.with_name(f"{strategy}.placer.checkpoint") if joint else None
+        lessons.teach_placer(loop, alone)
     frozen = not net.strategy.joint
     for parameter in net.placer.parameters():
         parameter.requires_grad_(not frozen)
-    scales = {"placer.": PLACER_RATE}
-    losses = fit(
-        net, lessons.joint_loss, replace(loop, lr_scales=scales), progress=progress
-    )
+
+    def show(_: nn.Module, done: int) -> None:
+        if validate is not None:
+            validate(net, done)
+
+    with ExitStack() as stack:
+        journal = None
+        if arm.folder and rank() == 0:
+            journal = Journal(arm.folder / f"{strategy}.csv", every=_JOURNAL_STEPS)
+            stack.callback(journal.close)
+        losses = fit(
+            net,
+            lessons.joint_loss,
+            replace(loop, lr_scales={"placer.": PLACER_RATE}),
+            progress=progress,
+            checkpoint=joint,
+            drawn_from=lessons.drawn_from,
+            journal=journal,
+            validate=show if validate else None,
+        )
     return net, losses
 
 
@@ -110,8 +148,12 @@ class _Lessons:
         self._row, self._spec = net.strategy, net.spec
         self._source = RegionSource(data, arm.views, COARSER_LEVELS + 2)
         self._even = identity_grid(*net.spec.shape).to(device)
+        self.drawn_from = (
+            f"{arm.source} of {len(data)}, {arm.views}, batch {arm.batch}, "
+            f"seed {arm.seed}, {net.spec}"
+        )
 
-    def teach_placer(self, loop: LoopOptions) -> None:
+    def teach_placer(self, loop: LoopOptions, checkpoint: Path | None) -> None:
         """Let what places nodes learn alone, if its strategy has a teacher."""
         teacher, placer = self._row.teacher, self._net.placer
         if teacher == "mean":
@@ -124,7 +166,13 @@ class _Lessons:
             share = 0 if self._row.joint else _STAGED_SHARE
             steps = max(PLACER_STEPS, round(share * loop.steps))
             alone = replace(loop, steps=min(steps, loop.steps))
-            fit(placer, self._placer_loss, alone)
+            fit(
+                placer,
+                self._placer_loss,
+                alone,
+                checkpoint=checkpoint,
+                drawn_from=self.drawn_from,
+            )
 
     def _placer_loss(self, module: nn.Module, step: int) -> Tensor:
         drawn = self._draw(1, step)
@@ -164,7 +212,7 @@ class _Lessons:
         return self._even.expand(len(drawn.labels), -1, -1, -1)
 
     def _draw(self, phase: int, step: int) -> RegionBatch:
-        random = np.random.default_rng([self._arm.seed, phase, step])
+        random = np.random.default_rng(rank_seed([self._arm.seed, phase, step]))
         return self._source.draw(self._arm.batch, random, self._device)
 
 

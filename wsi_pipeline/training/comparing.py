@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from wsi_pipeline.metrics import confusion
 from wsi_pipeline.models.inverse import invert_grid
 from wsi_pipeline.models.sampling import mip_levels, sample_image
-from wsi_pipeline.models.segmenter import SegmentNet
+from wsi_pipeline.models.segmenter import Segmented, SegmentNet
 from wsi_pipeline.models.segmenting import COARSER_LEVELS
 from wsi_pipeline.training.data import LabelledImages, class_shares
 from wsi_pipeline.training.losses import boundaries, boundary_density
@@ -85,7 +85,8 @@ def compare_frames(
                 frame.segment(net)
             flops = int(counter.get_total_flops())
         start = time.perf_counter()
-        logits, grid = frame.segment(net)
+        result = frame.segment(net)
+        logits, grid = result.logits.float(), result.grid
         found = frame.read_back(logits, grid).argmax(dim=1)[0].cpu().numpy()
         seconds += time.perf_counter() - start
         pixels += found.size
@@ -136,13 +137,13 @@ class Frame:
         """(1, h, w, 2) grid to (1, 3, h, w) pixels."""
         return sample_image(self.levels, grid, first=1, taps=taps, mip=taps > 1)
 
-    def segment(self, net: SegmentNet) -> tuple[Tensor, Tensor]:
-        """Logits (1, k, h, w) and grid (1, h, w, 2) of the nodes."""
+    def segment(self, net: SegmentNet) -> Segmented:
+        """What a net makes of it, one region."""
         given = None
         if net.strategy.needs_truth:
             given = self.true_density(net.spec.shape, net.spec.taps, net.spec.floor)
-        result = net(self.sample, 1, None, given)
-        return result.logits.float(), result.grid
+        result: Segmented = net(self.sample, 1, None, given)
+        return result
 
     def read_back(self, values: Tensor, grid: Tensor) -> Tensor:
         """(1, k, h, w) values of nodes to (1, k, H, W) of pixels."""

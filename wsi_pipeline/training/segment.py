@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from wsi_pipeline.models.segmenter import SegmentNet
 from wsi_pipeline.models.spec import SegmenterSpec
 from wsi_pipeline.models.strategies import find_strategy
 from wsi_pipeline.models.weights import load_state, save_state
-from wsi_pipeline.publishing import publish_json
+from wsi_pipeline.publishing import make_folder, publish_json
 from wsi_pipeline.training.arms import (
     PLACER_RATE,
     PLACER_STEPS,
@@ -25,10 +26,14 @@ from wsi_pipeline.training.arms import (
 )
 from wsi_pipeline.training.data import Views
 from wsi_pipeline.training.datasets.record import SegmentData
+from wsi_pipeline.training.frames import cropped
+from wsi_pipeline.training.gallery import Gallery
 from wsi_pipeline.training.loop import LoopOptions
 from wsi_pipeline.training.validation import measure
 
 REGION_PX = 512
+WORKSHOP = "training"
+"""Folder in the model's for what is made on the way."""
 _RATE = 2e-3
 
 Progress = Callable[[int, int], None]
@@ -45,6 +50,7 @@ def train_segment(
     batch: int = 8,
     body: str = "unet",
     nodes: int = 64,
+    devices: int = 1,
     progress: Progress | None = None,
 ) -> SegmenterCard:
     """Train, measure on the validation split, and write the segmenter's files.
@@ -55,7 +61,8 @@ def train_segment(
         What to learn, and what to measure on.
     out : Path
         Folder of the model; gets ``segmenter.safetensors`` and
-        ``segmenter.card.json``, the segmenter's part of the card.
+        ``segmenter.card.json``, the segmenter's part of the card, and in ``training``
+        losses, pictures, and checkpoints from which an interrupted call goes on.
     steps : int
         Optimizer steps per strategy.
     seed : int
@@ -70,6 +77,8 @@ def train_segment(
         Segmentation net, a name in the table of bodies.
     nodes : int
         Side of the grid of nodes.
+    devices : int
+        GPUs to train on at once.
     progress : callable, optional
         Told (done, total) steps over all strategies.
 
@@ -83,7 +92,8 @@ def train_segment(
     UnknownNameError
         If there is no such strategy or body.
     ConfigError
-        If there is no such device, or a strategy needs the truth.
+        If there is no such device, a strategy needs the truth, or the folder holds a
+        checkpoint of another training.
     """
     for strategy in strategies:
         if find_strategy(strategy).needs_truth:
@@ -95,8 +105,16 @@ def train_segment(
         len(data.classes), nodes=nodes, strategies=tuple(strategies), body=body
     )
     target = str(resolve_device(device))
-    arm = ArmOptions(Views((REGION_PX, REGION_PX)), batch, seed)
-    options = LoopOptions(steps, device=target, precision="bf16-mixed", lr=_RATE)
+    if devices > 1:
+        target = target.partition(":")[0]
+    views = Views((REGION_PX, REGION_PX))
+    workshop = out / WORKSHOP
+    make_folder(workshop)
+    arm = ArmOptions(views, batch, seed, workshop, data.name)
+    options = LoopOptions(
+        steps, device=target, precision="bf16-mixed", lr=_RATE, devices=devices
+    )
+    gallery = Gallery(workshop, cropped(data.validation, REGION_PX), data.classes)
     nets: dict[str, SegmentNet] = {}
     facts: dict[str, Any] = {}
     for index, strategy in enumerate(strategies):
@@ -107,7 +125,13 @@ def train_segment(
 
         start = time.perf_counter()
         nets[strategy], losses = fit_arm(
-            spec, strategy, data.train, arm, options, progress=report
+            spec,
+            strategy,
+            data.train,
+            arm,
+            options,
+            progress=report,
+            validate=partial(gallery.hang, strategy),
         )
         tail = losses[-max(1, steps // 20) :]
         facts[strategy] = {
