@@ -18,7 +18,8 @@ from wsi_pipeline.models.segmenting import RegionSegmenter
 from wsi_pipeline.models.spec import SegmenterSpec
 from wsi_pipeline.models.weights import load_state
 from wsi_pipeline.publishing import sha256_file
-from wsi_pipeline.training.arms import ArmOptions, fit_arm
+from wsi_pipeline.training.arms import TURN_STEPS, ArmOptions, fit_arm
+from wsi_pipeline.training.comparing import compare_frames
 from wsi_pipeline.training.data import (
     LabelledImages,
     RegionBatch,
@@ -30,6 +31,7 @@ from wsi_pipeline.training.datasets import load_dataset
 from wsi_pipeline.training.loop import LoopOptions
 from wsi_pipeline.training.losses import (
     area_weights,
+    balanced_weights,
     boundary_density,
     density_divergence,
     soft_cross_entropy,
@@ -176,6 +178,59 @@ def test_unlabelled_cells_do_not_count() -> None:
     assert float(nothing) == 0
 
 
+def test_focus_counts_what_is_known_less() -> None:
+    """Focal loss, written out for one node of two classes."""
+    logits = torch.tensor([2.0, -1.0]).view(1, 2, 1, 1)
+    soft = torch.tensor([0.75, 0.25]).view(1, 2, 1, 1)
+    even = torch.ones(1, 1, 1, 1)
+    p = 1 / (1 + np.exp(-3.0))
+    expected = -0.75 * (1 - p) ** 2 * np.log(p) - 0.25 * p**2 * np.log(1 - p)
+    found = soft_cross_entropy(logits, soft, even, focus=2.0)
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+    plain = soft_cross_entropy(logits, soft, even)
+    assert float(plain) == pytest.approx(
+        -0.75 * np.log(p) - 0.25 * np.log(1 - p), rel=1e-5
+    )
+
+
+def test_rare_classes_count_more_and_absent_ones_nothing() -> None:
+    labels = np.array([[0] * 16 + [1] * 4 + [255] * 5], np.uint8)
+    weights = balanced_weights([labels, labels], 3)
+    assert float(weights[1] / weights[0]) == pytest.approx(2)
+    assert float((weights[:2] * torch.tensor([0.8, 0.2])).sum()) == pytest.approx(1)
+    assert float(weights[2]) == 0
+    logits = torch.zeros(1, 3, 1, 2)
+    soft = torch.zeros(1, 3, 1, 2)
+    soft[0, 0, 0, 0] = soft[0, 1, 0, 1] = 1
+    logits[0, 1, 0, 1] = 3
+    even = torch.ones(1, 1, 1, 2)
+    each = -logits.log_softmax(dim=1)
+    expected = (each[0, 0, 0, 0] + 2 * each[0, 1, 0, 1]) / 3
+    found = soft_cross_entropy(logits, soft, even, class_weights=weights)
+    torch.testing.assert_close(found, expected)
+
+
+def test_in_turns_one_part_moves_while_the_other_rests() -> None:
+    data = images((128, 160))
+    spec = SegmenterSpec(3, nodes=16, widths=(4, 6), density_widths=(4, 6))
+    arm = ArmOptions(Views((96, 96)), 2)
+    options = LoopOptions(TURN_STEPS[0], warm_up_steps=1, average=0.0)
+    torch.manual_seed(0)
+    fresh = SegmentNet(spec, "alternating").state_dict()
+    net, _ = fit_arm(spec, "alternating", data, arm, options)
+    moved = {
+        name.partition(".")[0]
+        for name, value in net.named_parameters()
+        if not torch.equal(value, fresh[name])
+    }
+    assert moved == {"placer"}
+    longer = replace(options, steps=sum(TURN_STEPS))
+    net, _ = fit_arm(spec, "alternating", data, arm, longer)
+    assert not torch.equal(
+        net.state_dict()["body.head.weight"], fresh["body.head.weight"]
+    )
+
+
 def test_boundary_density_sits_on_the_boundaries() -> None:
     labels = torch.zeros(2, 32, 32, dtype=torch.long)
     labels[0, :, 16:] = 2
@@ -278,3 +333,38 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path: Path) -> 
             assert torch.equal(a, b)
         assert sorted(p.name for p in tmp_path.iterdir()) == [f"{strategy}.csv"]
         (tmp_path / f"{strategy}.csv").unlink()
+
+
+def test_images_of_any_size_are_regions_with_nodes_of_their_own(
+    tmp_path: Path,
+) -> None:
+    """Strips: each is one region, its nodes follow from its size."""
+    data = images((64, 200), (64, 320), (72, 150))
+
+    def rule(size_px: tuple[int, int]) -> tuple[int, int]:
+        return size_px[0] // 4, size_px[1] // 4
+
+    spec = SegmenterSpec(3, nodes=(16, 50), widths=(4, 6), density_widths=(4, 6))
+    arm = ArmOptions(Views(None, whole=True), 2, nodes=rule)
+    for strategy in ("learned", "edge", "fixed", "uniform", "separable"):
+        loop = LoopOptions(3, warm_up_steps=1)
+        net, losses = fit_arm(spec, strategy, data, arm, loop)
+        assert np.isfinite(losses).all()
+        scores = compare_frames(net, data, nodes=rule)
+        assert scores.full.sum() == 64 * 200 + 64 * 320 + 72 * 150
+        assert scores.nodes.sum(axis=(1, 2)).tolist() == [16 * 50, 16 * 80, 18 * 37]
+
+
+def test_regions_of_their_own_size_stay_on_their_strip() -> None:
+    data = images((64, 640), (640, 64))
+    source = RegionSource(data, Views(None, whole=True), 2)
+    for seed in range(20):
+        batch = source.draw(3, np.random.default_rng(seed), "cpu")
+        _, h, w = batch.labels.shape
+        corners = torch.tensor([[-1.0, 0.0], [1.0, 0.0]]).view(1, 1, 2, 2)
+        grid = corners.expand(3, 2, 2, 2)
+        moved = (batch.matrix[:, None, None] * grid[..., None, :]).sum(dim=-1)
+        across = moved[:, 0, 1] - moved[:, 0, 0]
+        # the long side stays the long side, and slants by less than the short side
+        assert (across[:, 0].abs() > 0.7 * w).all()
+        assert (across[:, 1].abs() < 0.5 * h).all() or w < h

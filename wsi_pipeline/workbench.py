@@ -71,6 +71,12 @@ def train_segmenter(
     mpp: Annotated[
         float | None, typer.Option(help="um/px, where the files do not state it.")
     ] = None,
+    focus: Annotated[
+        float, typer.Option(min=0, help="Exponent of the focal loss; 0 = plain.")
+    ] = 0.0,
+    balanced: Annotated[
+        bool, typer.Option("--balanced", help="Rare classes count more.")
+    ] = False,
     seed: Seed = 0,
     device: TrainDevice = "cpu",
     devices: Annotated[int, typer.Option(min=1, help="GPUs to train on.")] = 1,
@@ -80,6 +86,7 @@ def train_segmenter(
     Interrupted, it goes on where it stopped when it is called again; OUT/training
     holds losses and pictures.
     """
+    from wsi_pipeline.training.arms import LossOptions
     from wsi_pipeline.training.datasets import DatasetOptions, load_dataset
     from wsi_pipeline.training.describing import check_folder, facts_of, publish_part
     from wsi_pipeline.training.segment import train_segment
@@ -91,7 +98,8 @@ def train_segmenter(
         part = train_segment(
             found, out, steps=steps, seed=seed, device=device,
             strategies=strategy or ("learned", "uniform"), body=body, nodes=nodes,
-            batch=batch, devices=devices, progress=terminal.ticker("train segment"),
+            loss=LossOptions(focus, balanced), batch=batch, devices=devices,
+            progress=terminal.ticker("train segment"),
         )  # fmt: skip
     card = publish_part(out, found.name, part, facts_of(found))
     _say(card, "select", part.metrics)

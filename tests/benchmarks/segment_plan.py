@@ -1,6 +1,6 @@
 """The cells of the segmentation table, in the order in which they are run."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from wsi_pipeline.classes import MaskClass
-from wsi_pipeline.training.data import LabelledImages
-from wsi_pipeline.training.datasets import load_dataset
+from wsi_pipeline.training.data import LabelledImages, Views
+from wsi_pipeline.training.datasets import DatasetOptions, load_dataset
+from wsi_pipeline.training.datasets.pca_histo import strip_nodes
+from wsi_pipeline.training.datasets.strip_files import paint_strips
 from wsi_pipeline.training.frames import framed, on_canvas
 
 FRAME_PX = 576, 768
@@ -23,13 +25,22 @@ STUDY = 0.8, 0.6, 0.4, 0.2, 0.05
 to dense: the published study of which density serves which class."""
 
 
+STRIPS = Path(__file__).parent.parent.parent / "build" / "strips"
+STRIP_SCALE = 0.25
+STRIP_RULE = 20, 200
+"""The published 80 x 800 on strips of a quarter of the size."""
+
+type Size = tuple[int, int]
+
+
 class Frames(NamedTuple):
-    """Frames of one size, to train on and to measure."""
+    """Images that are one region each, to train on and to measure."""
 
     classes: tuple[MaskClass, ...]
     train: LabelledImages
     validation: LabelledImages
-    frame_px: tuple[int, int]
+    views: Views
+    nodes: Callable[[Size], Size] | None = None
 
 
 @dataclass(frozen=True)
@@ -40,7 +51,7 @@ class Cell:
     ----------
     data : str
         "binary" or "glas" (3 classes), whole frames; "canvas", binary, a quarter of
-        the area.
+        the area; "strips", painted, of many sizes.
     strategy : str
         A name in the table of strategies.
     budget : int
@@ -65,7 +76,7 @@ class Cell:
     @property
     def name(self) -> str:
         """What tells it from all others."""
-        wider = "+" * (self.nodes == WIDER[self.budget])
+        wider = "+" * (self.nodes == WIDER.get(self.budget))
         changes = "".join(f",{key}={value}" for key, value in self.changes)
         return (
             f"{self.data} 1/{self.budget}{wider} {self.strategy}{changes} "
@@ -74,6 +85,10 @@ class Cell:
 
     def load(self, data_dir: Path) -> Frames:
         """Its frames."""
+        if self.data == "strips":
+            strips = load_dataset("folder", STRIPS)
+            parts = kept(strips.train), kept(strips.validation)
+            return Frames(strips.classes, *parts, Views(None, whole=True), strip_rule)
         merge = None if self.data == "glas" else "binary"
         found = load_dataset("glas", data_dir, classes=merge)
         parts = [framed(part, FRAME_PX) for part in (found.train, found.validation)]
@@ -81,7 +96,19 @@ class Cell:
         if self.data == "canvas":
             parts = [on_canvas(part, seed=7) for part in parts]
             frame_px = FRAME_PX[0] * 2, FRAME_PX[1] * 2
-        return Frames(found.classes, *(kept(part) for part in parts), frame_px)
+        views = Views(frame_px, whole=True)
+        return Frames(found.classes, *(kept(part) for part in parts), views)
+
+
+def strip_rule(size_px: Size) -> Size:
+    """Nodes of a strip."""
+    return strip_nodes(size_px, STRIP_RULE)
+
+
+def paint_missing_strips() -> None:
+    """Paint the strips, about four minutes, unless they are there."""
+    if not (STRIPS / "split.csv").exists():
+        paint_strips(STRIPS, DatasetOptions(scale=STRIP_SCALE))
 
 
 def kept(data: LabelledImages) -> LabelledImages:
@@ -98,6 +125,9 @@ def _plan() -> Iterator[Cell]:
                 yield Cell("binary", strategy, budget, nodes, seed)
         if budget == 256:
             yield from _around_256(nodes)
+    for seed in range(3):
+        for strategy in ("learned", "uniform", "edge"):
+            yield Cell("strips", strategy, 625, (20, 94), seed, batch=2)
     for budget in (144, 64):
         yield Cell("binary", "uniform", budget, WIDER[budget], 0)
 
@@ -110,7 +140,15 @@ def _around_256(nodes: tuple[int, int]) -> Iterator[Cell]:
             yield Cell("canvas", strategy, 256, nodes, seed)
     for strategy in ("learned", "uniform"):
         yield Cell("binary", strategy, 256, nodes, 0, steps=3000)
-    for strategy in ("staged", "jin", "oracle", "separable", "fixed", "point"):
+    for strategy in (
+        "staged",
+        "alternating",
+        "jin",
+        "oracle",
+        "separable",
+        "fixed",
+        "point",
+    ):
         yield Cell("binary", strategy, 256, nodes)
     for strategy in ("learned", "uniform"):
         yield Cell("binary", strategy, 256, nodes, changes=(("resizer", True),))

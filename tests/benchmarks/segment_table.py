@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import orjson
 import torch
-from segment_plan import PLAN, Cell
+from segment_plan import PLAN, Cell, Frames, paint_missing_strips
 from segment_report import table
 
 from wsi_pipeline.models.sampling import cell_areas
@@ -31,12 +31,13 @@ from wsi_pipeline.models.segmenter import SegmentNet
 from wsi_pipeline.models.spec import SegmenterSpec
 from wsi_pipeline.training.arms import ArmOptions, fit_arm
 from wsi_pipeline.training.comparing import Frame, compare_frames
-from wsi_pipeline.training.data import LabelledImages, Views
+from wsi_pipeline.training.gallery import Gallery
 from wsi_pipeline.training.loop import LoopOptions
 
 HERE = Path(__file__).parent
 DATA = HERE.parent.parent.parent / "shared" / "data"
 CELLS = HERE / "segment_cells.jsonl"
+PICTURES = HERE.parent.parent / "build" / "segment"
 BLUR_SHARE = 0.15
 """Sigma of the test blur, as a share of the distance between even nodes."""
 RATE = 3e-3
@@ -66,6 +67,8 @@ def main() -> int:
             "\n".join(f"{'done' if c.name in names else 'open'} {c.name}" for c in PLAN)
         )
         return 0
+    if any(cell.data == "strips" for cell in left):
+        paint_missing_strips()
     start = time.monotonic()
     context = get_context("spawn")
     with ProcessPoolExecutor(given.jobs, context, max_tasks_per_child=1) as pool:
@@ -99,14 +102,20 @@ def run(cell: Cell, data_dir: Path, device: str) -> dict[str, Any]:
     torch.set_num_threads(1)
     data = cell.load(data_dir)
     spec = SegmenterSpec(len(data.classes), nodes=cell.nodes, **dict(cell.changes))
-    arm = ArmOptions(Views(data.frame_px, whole=True), batch=cell.batch, seed=cell.seed)
+    arm = ArmOptions(data.views, cell.batch, cell.seed, nodes=data.nodes)
     loop = LoopOptions(cell.steps, device=device, precision="bf16-mixed", lr=RATE)
     start = time.perf_counter()
     net, losses = fit_arm(spec, cell.strategy, data.train, arm, loop)
     seconds = time.perf_counter() - start
-    scores = compare_frames(net, data.validation)
-    blur_px = BLUR_SHARE * data.frame_px[0] / cell.nodes[0]
-    blurred = compare_frames(net, data.validation, blur_px=blur_px)
+    if data.nodes is None:
+        folder = PICTURES / re.sub(r"[^\w.=+-]+", "-", cell.name)
+        folder.mkdir(parents=True, exist_ok=True)
+        Gallery(folder, data.validation, data.classes).hang(
+            cell.strategy, net, cell.steps
+        )
+    scores = compare_frames(net, data.validation, nodes=data.nodes)
+    blur_px = BLUR_SHARE * cell.budget**0.5
+    blurred = compare_frames(net, data.validation, blur_px=blur_px, nodes=data.nodes)
     return {
         "name": cell.name,
         **{k: v for k, v in asdict(cell).items() if k != "changes"},
@@ -121,7 +130,7 @@ def run(cell: Cell, data_dir: Path, device: str) -> dict[str, Any]:
         "near": scores.near.sum(axis=0).tolist(),
         "gflops": round(scores.flops / 1e9, 4),
         "seconds_per_mp": round(scores.seconds, 3),
-        "cell_area_5_50_95": areas_of(net, data.validation),
+        "cell_area_5_50_95": areas_of(net, data),
         "final_loss": round(float(np.mean(losses[-50:])), 4),
         "train_seconds": round(seconds),
         "device": device_name(device),
@@ -137,11 +146,14 @@ def miou(counts: np.ndarray) -> float:
 
 
 @torch.no_grad()
-def areas_of(net: SegmentNet, data: LabelledImages) -> list[float]:
+def areas_of(net: SegmentNet, data: Frames) -> list[float]:
     """Percentiles of the nodes' areas: whether a sampler moves, or collapses."""
     device = next(net.parameters()).device
-    frames = (Frame.of(data, index, device, 0.0) for index in range(len(data)))
-    areas = [cell_areas(frame.segment(net).grid).cpu().numpy() for frame in frames]
+    areas = []
+    for index in range(len(data.validation)):
+        frame = Frame.of(data.validation, index, device, 0.0)
+        shape = data.nodes(frame.truth.shape) if data.nodes else None
+        areas.append(cell_areas(frame.segment(net, shape).grid).flatten().cpu().numpy())
     found = np.percentile(np.concatenate(areas), [5, 50, 95])
     return [round(float(v), 3) for v in found]
 

@@ -40,6 +40,8 @@ class Strategy:
     edge_error : str
         "kl", or "minmax": the squared error of densities that are each scaled to
         0 ... 1, as released by Jin et al.
+    in_turns : bool
+        Whether placer and segmenter learn in turns, each while the other is frozen.
     by_area : bool
         Whether a node counts by the area that it stands for, so that the loss is that
         of the full resolution.
@@ -55,6 +57,7 @@ class Strategy:
     joint: bool = False
     edge_loss: float = 0.0
     edge_error: Literal["kl", "minmax"] = "kl"
+    in_turns: bool = False
     by_area: bool = True
     taps: bool = True
     needs_truth: bool = False
@@ -120,6 +123,14 @@ STRATEGIES: dict[str, Strategy] = {
     ),
     "staged": Strategy(
         "density net taught by boundaries alone, then frozen", _density, teacher="edges"
+    ),
+    "alternating": Strategy(
+        "as `learned`, but density net and segmenter learn in turns",
+        _density,
+        teacher="edges",
+        joint=True,
+        edge_loss=0.1,
+        in_turns=True,
     ),
     "separable": Strategy(
         "density net, joint; rows and columns spread by its marginals",

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from wsi_pipeline.models.placing import FieldPlacer, FixedPlacer
 from wsi_pipeline.models.sampling import cell_areas, identity_grid
@@ -25,6 +26,7 @@ from wsi_pipeline.training.fields import boundary_field
 from wsi_pipeline.training.journal import Journal
 from wsi_pipeline.training.loop import LoopOptions, fit, rank, rank_seed
 from wsi_pipeline.training.losses import (
+    balanced_weights,
     boundary_density,
     density_divergence,
     minmax_error,
@@ -35,12 +37,30 @@ PLACER_RATE = 0.3
 """Factor on the learning rate of what places nodes, in the joint phase."""
 PLACER_STEPS = 100
 """Steps in which it learns alone from boundaries."""
+TURN_STEPS = 50, 80
+"""Steps of the placer and of the segmenter, where they learn in turns."""
 _STAGED_SHARE = 0.3
 """Of the steps, where nothing teaches it later on."""
 _MEAN_BATCHES = 32
 _JOURNAL_STEPS = 20
 
 Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """What a wrong node costs.
+
+    Parameters
+    ----------
+    focus : float
+        Exponent of the focal loss; 0 for cross entropy.
+    balanced : bool
+        Whether rare classes count more, by the inverse root of their share.
+    """
+
+    focus: float = 0.0
+    balanced: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,6 +75,11 @@ class ArmOptions:
         Regions per step.
     seed : int
         Of weights, batches and augmentation.
+    loss : LossOptions
+        What a wrong node costs.
+    nodes : callable, optional
+        Rows and columns of an image to those of its nodes; left out, all regions have
+        the spec's.
     folder : Path, optional
         Where checkpoints are kept while training, so that it can go on after an
         interruption, and where the losses are written down, one table per strategy.
@@ -65,6 +90,8 @@ class ArmOptions:
     views: Views
     batch: int = 8
     seed: int = 0
+    loss: LossOptions = LossOptions()
+    nodes: Callable[[tuple[int, int]], tuple[int, int]] | None = None
     folder: Path | None = None
     source: str = ""
 
@@ -147,10 +174,12 @@ class _Lessons:
         self._net, self._arm, self._device = net, arm, device
         self._row, self._spec = net.strategy, net.spec
         self._source = RegionSource(data, arm.views, COARSER_LEVELS + 2)
-        self._even = identity_grid(*net.spec.shape).to(device)
+        self._weights = None
+        if arm.loss.balanced:
+            self._weights = balanced_weights(data.labels, net.spec.classes).to(device)
         self.drawn_from = (
             f"{arm.source} of {len(data)}, {arm.views}, batch {arm.batch}, "
-            f"seed {arm.seed}, {net.spec}"
+            f"seed {arm.seed}, {arm.loss}, {net.spec}"
         )
 
     def teach_placer(self, loop: LoopOptions, checkpoint: Path | None) -> None:
@@ -160,7 +189,10 @@ class _Lessons:
             if not isinstance(placer, FixedPlacer):
                 raise TypeError(f"nothing to fix in {type(placer).__name__}")
             drawn = (self._draw(1, step) for step in range(_MEAN_BATCHES))
-            densities = torch.cat([self.edges_of(one) for one in drawn])
+            shape = placer.density.shape[-2:]
+            densities = torch.cat(
+                [functional.interpolate(self.edges_of(one), shape) for one in drawn]
+            )
             placer.density.copy_(densities.mean(dim=0, keepdim=True))
         elif teacher != "none":
             share = 0 if self._row.joint else _STAGED_SHARE
@@ -179,37 +211,60 @@ class _Lessons:
         view = centred(drawn.sample(self._grid(drawn), self._spec.taps))
         placer = self._net.placer
         if isinstance(placer, FieldPlacer):
-            lattice = placer.lattice_of(*self._spec.shape)
+            lattice = placer.lattice_of(*self._shape(drawn))
             wanted = boundary_field(self._labels(drawn), lattice)
             grid = module(view).grid
             return _field_error(grid, wanted)
         return density_divergence(module(view).density, self.edges_of(drawn))
 
     def joint_loss(self, module: nn.Module, step: int) -> Tensor:
+        if self._row.in_turns:
+            self._take_turns(step)
         drawn = self._draw(0, step)
         given = self.edges_of(drawn) if self._row.needs_truth else None
-        result: Segmented = module(drawn.sample, self._arm.batch, None, given)
+        count, shape = len(drawn.labels), self._shape(drawn)
+        result: Segmented = module(drawn.sample, count, shape, given)
         labels = drawn.tap_labels(result.grid, self._spec.taps)
         soft = class_shares(labels, self._spec.classes, self._spec.taps)
         areas = cell_areas(result.grid)
         if not self._row.by_area:
             areas = torch.ones_like(areas)
-        loss = soft_cross_entropy(result.logits, soft, areas)
+        loss = soft_cross_entropy(
+            result.logits,
+            soft,
+            areas,
+            focus=self._arm.loss.focus,
+            class_weights=self._weights,
+        )
         if result.density is None or not self._row.edge_loss:
             return loss
         error = minmax_error if self._row.edge_error == "minmax" else density_divergence
         return loss + self._row.edge_loss * error(result.density, self.edges_of(drawn))
 
+    def _take_turns(self, step: int) -> None:
+        """Freeze the placer or the segmenter, as the step says."""
+        placing = step % sum(TURN_STEPS) < TURN_STEPS[0]
+        for name, parameter in self._net.named_parameters():
+            parameter.requires_grad_(name.startswith("placer.") == placing)
+
     def edges_of(self, drawn: RegionBatch) -> Tensor:
         """Density of the true boundaries."""
-        shape, floor = self._spec.shape, self._spec.floor
+        shape, floor = self._shape(drawn), self._spec.floor
         return boundary_density(self._labels(drawn), shape, floor=floor)
 
     def _labels(self, drawn: RegionBatch) -> Tensor:
         return drawn.tap_labels(self._grid(drawn), self._spec.taps)
 
     def _grid(self, drawn: RegionBatch) -> Tensor:
-        return self._even.expand(len(drawn.labels), -1, -1, -1)
+        even = identity_grid(*self._shape(drawn)).to(self._device)
+        return even.expand(len(drawn.labels), -1, -1, -1)
+
+    def _shape(self, drawn: RegionBatch) -> tuple[int, int]:
+        """Rows and columns of nodes."""
+        if self._arm.nodes is None:
+            return self._spec.shape
+        _, h, w = drawn.labels.shape
+        return self._arm.nodes((h, w))
 
     def _draw(self, phase: int, step: int) -> RegionBatch:
         random = np.random.default_rng(rank_seed([self._arm.seed, phase, step]))
@@ -218,7 +273,7 @@ class _Lessons:
 
 def _field_error(grid: Tensor, wanted: Tensor) -> Tensor:
     """Squared distance of a grid from a coarser field, in lattice steps."""
-    target = nn.functional.interpolate(
+    target = functional.interpolate(
         wanted, grid.shape[1:3], mode="bilinear", align_corners=True
     ).permute(0, 2, 3, 1)
     steps = grid.new_tensor([wanted.shape[-1] - 1, wanted.shape[-2] - 1]) / 2

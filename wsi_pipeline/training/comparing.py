@@ -1,6 +1,7 @@
 """Measures a trained arm on frames: at full resolution, at its nodes, at its bound."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,7 +40,7 @@ class FrameScores:
     near : (n, len(TRIMAP_PX), 2) int64 array
         Pixels within each distance of a true boundary: right ones, and all.
     flops : int
-        Of one frame, placing included; a multiply-add counts 2.
+        Of one frame on average, placing included; a multiply-add counts 2.
     seconds : float
         Per megapixel of the frames, sampling and inverse included, on its device.
     """
@@ -54,7 +55,11 @@ class FrameScores:
 
 @torch.no_grad()
 def compare_frames(
-    net: SegmentNet, data: LabelledImages, *, blur_px: float = 0.0
+    net: SegmentNet,
+    data: LabelledImages,
+    *,
+    blur_px: float = 0.0,
+    nodes: Callable[[tuple[int, int]], tuple[int, int]] | None = None,
 ) -> FrameScores:
     """Segment every image as one region and compare it with the truth.
 
@@ -66,6 +71,8 @@ def compare_frames(
         Images that the net has not seen.
     blur_px : float
         Sigma of a Gaussian that the pixels go through first: a fair arm does not gain.
+    nodes : callable, optional
+        Rows and columns of an image to those of its nodes; left out, the spec's.
 
     Returns
     -------
@@ -80,12 +87,13 @@ def compare_frames(
     flops, seconds, pixels = 0, 0.0, 0
     for index in range(len(data)):
         frame = Frame.of(data, index, device, blur_px)
-        if not rows:
-            with FlopCounterMode(display=False) as counter:
-                frame.segment(net)
-            flops = int(counter.get_total_flops())
+        h, w = frame.truth.shape
+        shape = nodes((h, w)) if nodes else net.spec.shape
+        with FlopCounterMode(display=False) as counter:
+            frame.segment(net, shape)
+        flops += int(counter.get_total_flops())
         start = time.perf_counter()
-        result = frame.segment(net)
+        result = frame.segment(net, shape)
         logits, grid = result.logits.float(), result.grid
         found = frame.read_back(logits, grid).argmax(dim=1)[0].cpu().numpy()
         seconds += time.perf_counter() - start
@@ -104,8 +112,9 @@ def compare_frames(
                 _near(frame.truth, found),
             )
         )
-    full, nodes, bounds, near = (np.stack(part) for part in zip(*rows, strict=True))
-    return FrameScores(full, nodes, bounds, near, flops, seconds / pixels * 1e6)
+    full, at_nodes, bounds, near = (np.stack(part) for part in zip(*rows, strict=True))
+    cost = flops // len(data), seconds / pixels * 1e6
+    return FrameScores(full, at_nodes, bounds, near, *cost)
 
 
 @dataclass(frozen=True)
@@ -137,12 +146,15 @@ class Frame:
         """(1, h, w, 2) grid to (1, 3, h, w) pixels."""
         return sample_image(self.levels, grid, first=1, taps=taps, mip=taps > 1)
 
-    def segment(self, net: SegmentNet) -> Segmented:
-        """What a net makes of it, one region."""
+    def segment(
+        self, net: SegmentNet, shape: tuple[int, int] | None = None
+    ) -> Segmented:
+        """What a net makes of it, one region of `shape` nodes."""
+        shape = shape or net.spec.shape
         given = None
         if net.strategy.needs_truth:
-            given = self.true_density(net.spec.shape, net.spec.taps, net.spec.floor)
-        result: Segmented = net(self.sample, 1, None, given)
+            given = self.true_density(shape, net.spec.taps, net.spec.floor)
+        result: Segmented = net(self.sample, 1, shape, given)
         return result
 
     def read_back(self, values: Tensor, grid: Tensor) -> Tensor:

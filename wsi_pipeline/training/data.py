@@ -115,14 +115,15 @@ class Views:
 
     Parameters
     ----------
-    region_px : (int, int)
-        Rows and columns of a region before zoom.
+    region_px : (int, int) or None
+        Rows and columns of a region before zoom; None for those of its image, whose
+        sides are then kept: no quarter turns, and batches of images of one size.
     whole : bool
         Regions are whole images, moved by up to a tenth of their sides; else they lie
         anywhere, and a quarter is twice as wide.
     """
 
-    region_px: tuple[int, int]
+    region_px: tuple[int, int] | None
     whole: bool = False
 
 
@@ -153,6 +154,8 @@ class RegionSource:
     def draw(self, n: int, random: np.random.Generator, device: str) -> RegionBatch:
         """Draw n regions: place, quarter turn, slant, flip, zoom and stain."""
         which = random.integers(len(self._data), size=n)
+        if self._views.region_px is None:
+            which[:] = which[0]  # its size is the batch's
         pyramids, labels = zip(*(self._item(int(i)) for i in which), strict=True)
         sides = np.array([label.shape[::-1] for label in labels], np.float64)  # w, h
         matrix, centre = self._affine(sides, random)
@@ -182,16 +185,20 @@ class RegionSource:
         zoom = np.exp(random.uniform(low, high, n))
         if not self._views.whole:
             zoom *= np.where(random.random(n) < _FAR, 2.0, 1.0)
-        turn = np.radians(
-            90 * random.integers(4, size=n) + random.uniform(-_SLANT_DEG, _SLANT_DEG, n)
-        )
+        own = self._views.region_px is None
+        quarters = random.integers(2, size=n) * 2 if own else random.integers(4, size=n)
+        slant = random.uniform(-_SLANT_DEG, _SLANT_DEG, n)
+        if own:  # a long strip that is turned leaves its image
+            slant *= sides.min(axis=1) / sides.max(axis=1)
+        turn = np.radians(90 * quarters + slant)
         flip = random.choice([-1.0, 1.0], n)
         cos, sin = np.cos(turn), np.sin(turn)
         turned = np.stack(
             [np.stack([cos * flip, -sin], 1), np.stack([sin * flip, cos], 1)], 1
         )
-        reach = (np.array(self._views.region_px[::-1]) - 1) / 2  # x first
-        matrix = turned * (zoom[:, None, None] * reach)
+        px = self._views.region_px
+        reach = (sides if px is None else np.array([px[::-1]] * n)) / 2 - 0.5  # x first
+        matrix = turned * (zoom[:, None, None] * reach[:, None])
         if self._views.whole:
             shift = random.uniform(-_SHIFT, _SHIFT, (n, 2))
             return matrix, sides * (0.5 + shift) - 0.5

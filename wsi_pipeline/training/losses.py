@@ -1,8 +1,11 @@
 """Losses of the deformed segmenter: area-weighted soft labels, and where edges are."""
 
 import math
+from collections.abc import Iterable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -27,7 +30,14 @@ def area_weights(areas: Tensor) -> Tensor:
     return clipped / clipped.mean(dim=(2, 3), keepdim=True)
 
 
-def soft_cross_entropy(logits: Tensor, soft: Tensor, areas: Tensor) -> Tensor:
+def soft_cross_entropy(
+    logits: Tensor,
+    soft: Tensor,
+    areas: Tensor,
+    *,
+    focus: float = 0.0,
+    class_weights: Tensor | None = None,
+) -> Tensor:
     """Cross entropy against class shares, weighted by area.
 
     Parameters
@@ -38,16 +48,56 @@ def soft_cross_entropy(logits: Tensor, soft: Tensor, areas: Tensor) -> Tensor:
         Share of each class in the node's cell; what is missing to 1 is ignored.
     areas : (n, 1, h, w) float tensor
         Area of the nodes' cells.
+    focus : float
+        Exponent gamma of the focal loss: what is known counts less.
+    class_weights : (c,) float tensor, optional
+        Weight of each class.
 
     Returns
     -------
     scalar tensor
-        Mean over the labelled area, in nats.
+        Mean over the labelled, weighted area, in nats.
+
+    References
+    ----------
+    Lin et al. 2017, "Focal Loss for Dense Object Detection", eq. 4 and 5.
     """
+    chances = logits.float().log_softmax(dim=1)
+    weighted = soft
+    if class_weights is not None:
+        weighted = soft * class_weights.view(1, -1, 1, 1)
+    terms = weighted * chances
+    if focus:
+        terms = terms * (1 - chances.exp()) ** focus
     weight = area_weights(areas)
-    loss = -(soft * logits.float().log_softmax(dim=1)).sum(dim=1, keepdim=True)
-    labelled = (soft.sum(dim=1, keepdim=True) * weight).sum()
+    loss = -terms.sum(dim=1, keepdim=True)
+    labelled = (weighted.sum(dim=1, keepdim=True) * weight).sum()
     return (loss * weight).sum() / labelled.clamp_min(1e-6)
+
+
+def balanced_weights(labels: Iterable[NDArray[np.uint8]], classes: int) -> Tensor:
+    """Weights by which rare classes count more: the inverse root of their share.
+
+    Parameters
+    ----------
+    labels : iterable of uint8 arrays
+        Of a dataset; 255 counts for no class.
+    classes : int
+        Number of classes c.
+
+    Returns
+    -------
+    (c,) float32 tensor
+        Mean 1 over the labelled pixels; 0 for classes that never occur.
+    """
+    counts = np.zeros(256, np.int64)
+    for label in labels:
+        counts += np.bincount(label.ravel(), minlength=256)
+    found = counts[:classes].astype(np.float64)
+    share = found / max(found.sum(), 1)
+    weights = np.divide(1, np.sqrt(share), out=np.zeros(classes), where=share > 0)
+    mean = (weights * share).sum()
+    return torch.from_numpy((weights / (mean or 1)).astype(np.float32))
 
 
 def boundary_density(

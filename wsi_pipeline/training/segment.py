@@ -22,6 +22,7 @@ from wsi_pipeline.training.arms import (
     PLACER_RATE,
     PLACER_STEPS,
     ArmOptions,
+    LossOptions,
     fit_arm,
 )
 from wsi_pipeline.training.data import Views
@@ -50,6 +51,7 @@ def train_segment(
     batch: int = 8,
     body: str = "unet",
     nodes: int = 64,
+    loss: LossOptions | None = None,
     devices: int = 1,
     progress: Progress | None = None,
 ) -> SegmenterCard:
@@ -77,6 +79,8 @@ def train_segment(
         Segmentation net, a name in the table of bodies.
     nodes : int
         Side of the grid of nodes.
+    loss : LossOptions, optional
+        What a wrong node costs; left out, cross entropy.
     devices : int
         GPUs to train on at once.
     progress : callable, optional
@@ -110,7 +114,9 @@ def train_segment(
     views = Views((REGION_PX, REGION_PX))
     workshop = out / WORKSHOP
     make_folder(workshop)
-    arm = ArmOptions(views, batch, seed, workshop, data.name)
+    arm = ArmOptions(
+        views, batch, seed, loss or LossOptions(), folder=workshop, source=data.name
+    )
     options = LoopOptions(
         steps, device=target, precision="bf16-mixed", lr=_RATE, devices=devices
     )
@@ -149,6 +155,7 @@ def train_segment(
         "batch": batch,
         "seed": seed,
         "placer_steps": PLACER_STEPS,
+        "loss": asdict(arm.loss),
         "strategies": facts,
         **asdict(replace(options, lr_scales={"placer.": PLACER_RATE})),
     }
