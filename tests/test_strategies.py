@@ -1,5 +1,7 @@
 """The table of strategies, what places nodes, and what it learns from."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -202,7 +204,7 @@ def test_a_field_placer_learns_its_target() -> None:
     torch.manual_seed(0)
     placer = FieldPlacer((4, 8), lattice=4).eval()
     assert placer.lattice_of(16, 24) == (4, 6)
-    even = placer(torch.zeros(1, 3, 16, 24)).grid
+    even = placer(torch.zeros(1, 3, 16, 24), (16, 24)).grid
     torch.testing.assert_close(even, identity_grid(16, 24), atol=1e-6, rtol=0)
 
 
@@ -213,3 +215,21 @@ def test_min_max_error_is_of_each_region_alone() -> None:
     spiky[1, 0, 0, 0] += 100
     alone = float(minmax_error(spiky[:1], target[:1]))
     assert alone == pytest.approx(0, abs=1e-9)
+
+
+def test_a_placer_may_see_fewer_samples_than_there_are_nodes() -> None:
+    torch.manual_seed(0)
+    seen: list[tuple[int, ...]] = []
+
+    def record(grid: Tensor, taps: int) -> Tensor:
+        seen.append(tuple(grid.shape[1:3]))
+        return sampler(grid, taps)
+
+    for name in ("learned", "edge", "separable"):
+        seen.clear()
+        spec = replace(small_spec(nodes=(17, 24)), view_stride=2)
+        found = shaken(SegmentNet(spec, name))(record, 2)
+        assert seen == [(9, 12), (17, 24)]
+        assert found.grid.shape == (2, 17, 24, 2)
+        if found.density is not None:
+            torch.testing.assert_close(found.density.sum(dim=(1, 2, 3)), torch.ones(2))

@@ -194,6 +194,24 @@ def synth(
         print(path)
 
 
+@tools.command("synth-strips")
+def synth_strips(
+    out: Annotated[Path, typer.Argument(help="Folder for images and masks.")],
+    scale: Annotated[
+        float, typer.Option(min=0.02, max=1, help="Size, 1 = strips of 2000 px.")
+    ] = 0.25,
+    seed: Seed = 0,
+) -> None:
+    """Paint 266 labelled prostate strips to train on: `wsi train segment folder`."""
+    from wsi_pipeline.training.datasets import DatasetOptions
+    from wsi_pipeline.training.datasets.strip_files import paint_strips
+
+    with terminal_of() as terminal:
+        options = DatasetOptions(scale=scale, seed=seed)
+        paint_strips(out, options, progress=terminal.ticker("synth-strips"))
+    print(out)
+
+
 @tools.command()
 def demo(
     out: Annotated[Path, typer.Argument(help="Folder for slide and results.")] = Path(

@@ -1,6 +1,7 @@
 """Places the nodes of a region: one small module per way of doing it.
 
-Each takes the evenly sampled view of n regions and gives the grid of their nodes.
+Each takes an evenly sampled view of n regions, which may be coarser than the grid that
+it gives, and the (h, w) nodes wanted.
 """
 
 from typing import NamedTuple
@@ -33,10 +34,10 @@ class Placement(NamedTuple):
 class EvenPlacer(nn.Module):
     """Spreads nodes evenly, whatever the view shows."""
 
-    def forward(self, view: Tensor) -> Placement:
-        """(n, 3, h, w) view to nodes."""
-        n, _, h, w = view.shape
-        return Placement(identity_grid(h, w).to(view.device).expand(n, -1, -1, -1))
+    def forward(self, view: Tensor, nodes: tuple[int, int]) -> Placement:
+        """(n, ...) view to h x w nodes."""
+        even = identity_grid(*nodes).to(view.device)
+        return Placement(even.expand(len(view), -1, -1, -1))
 
 
 class DensityPlacer(nn.Module):
@@ -59,9 +60,9 @@ class DensityPlacer(nn.Module):
         self.net = net
         self.sigma = sigma
 
-    def forward(self, view: Tensor) -> Placement:
-        """(n, 3, h, w) view to nodes."""
-        density = self.net(view)
+    def forward(self, view: Tensor, nodes: tuple[int, int]) -> Placement:
+        """(n, 3, h', w') view to h x w nodes."""
+        density = resized(self.net(view), nodes)
         return Placement(density_to_grid(density, self.sigma), density)
 
 
@@ -78,9 +79,9 @@ class MarginalPlacer(nn.Module):
         super().__init__()
         self.net = net
 
-    def forward(self, view: Tensor) -> Placement:
-        """(n, 3, h, w) view to nodes."""
-        density = self.net(view)
+    def forward(self, view: Tensor, nodes: tuple[int, int]) -> Placement:
+        """(n, 3, h', w') view to h x w nodes."""
+        density = resized(self.net(view), nodes)
         return Placement(marginal_grid(density), density)
 
 
@@ -102,13 +103,9 @@ class FixedPlacer(nn.Module):
         self.sigma = sigma
         self.register_buffer("density", torch.full((1, 1, h, w), 1 / (h * w)))
 
-    def forward(self, view: Tensor) -> Placement:
-        """(n, 3, h, w) view to nodes."""
-        n, _, h, w = view.shape
-        density = self.density
-        if density.shape[-2:] != (h, w):
-            density = functional.interpolate(density, (h, w), mode="area")
-        density = (density / density.sum()).expand(n, -1, -1, -1)
+    def forward(self, view: Tensor, nodes: tuple[int, int]) -> Placement:
+        """(n, ...) view to h x w nodes."""
+        density = resized(self.density, nodes).expand(len(view), -1, -1, -1)
         return Placement(density_to_grid(density, self.sigma), density)
 
 
@@ -125,8 +122,9 @@ class GivenPlacer(nn.Module):
         super().__init__()
         self.sigma = sigma
 
-    def forward(self, density: Tensor) -> Placement:
-        """(n, 1, h, w) density to nodes."""
+    def forward(self, density: Tensor, nodes: tuple[int, int]) -> Placement:
+        """(n, 1, h', w') density to h x w nodes."""
+        density = resized(density, nodes)
         return Placement(density_to_grid(density, self.sigma), density)
 
 
@@ -158,17 +156,15 @@ class FieldPlacer(nn.Module):
         for parameter in self.net.head.parameters():
             nn.init.zeros_(parameter)
 
-    def forward(self, view: Tensor) -> Placement:
-        """(n, 3, h, w) view to nodes."""
-        field = self.field(view)
-        grid = functional.interpolate(
-            field, view.shape[-2:], mode="bilinear", align_corners=True
-        )
+    def forward(self, view: Tensor, nodes: tuple[int, int]) -> Placement:
+        """(n, 3, h', w') view to h x w nodes."""
+        field = self.field(view, nodes)
+        grid = functional.interpolate(field, nodes, mode="bilinear", align_corners=True)
         return Placement(grid.permute(0, 2, 3, 1))  # (n, h, w, 2)
 
-    def field(self, view: Tensor) -> Tensor:
-        """(n, 3, h, w) view to (n, 2, h', w') places in [-1, 1]."""
-        rows, columns = self.lattice_of(view.shape[-2], view.shape[-1])
+    def field(self, view: Tensor, nodes: tuple[int, int]) -> Tensor:
+        """(n, 3, h', w') view to places in [-1, 1], (n, 2, rows, columns)."""
+        rows, columns = self.lattice_of(*nodes)
         moves = functional.adaptive_avg_pool2d(self.net(view), (rows, columns)).float()
         even = identity_grid(rows, columns).to(view.device).permute(0, 3, 1, 2)
         return pinned((even + moves).clamp(-1, 1))
@@ -188,3 +184,11 @@ def pinned(field: Tensor) -> Tensor:
     across = torch.where(columns.abs() == 1, columns, x)
     down = torch.where(rows.abs() == 1, rows, y)
     return torch.stack([across, down], dim=1)
+
+
+def resized(density: Tensor, nodes: tuple[int, int]) -> Tensor:
+    """A density on other nodes, sum 1; itself on its own."""
+    if density.shape[-2:] == nodes:
+        return density
+    finer = functional.interpolate(density, nodes, mode="bilinear", align_corners=True)
+    return finer / finer.sum(dim=(2, 3), keepdim=True)

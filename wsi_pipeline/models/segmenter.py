@@ -85,22 +85,26 @@ class SegmentNet(nn.Module):
         given: Tensor | None = None,
     ) -> Placement:
         """Place the nodes of n regions; see `forward`."""
+        wanted = nodes or self.spec.shape
         if self.strategy.needs_truth:
             if given is None:
                 raise ModelError(
                     "this strategy needs the true boundaries: it is for evaluation only"
                 )
             view = given
+        elif any(True for _ in self.placer.parameters()):
+            view = self.view(sample, n, wanted)
         else:
-            device = next(self.parameters()).device
-            even = identity_grid(*(nodes or self.spec.shape)).to(device)
-            even = even.expand(n, -1, -1, -1)
-            if any(True for _ in self.placer.parameters()):
-                view = centred(sample(even, self.taps))
-            else:
-                view = even.new_zeros(n, 3, *even.shape[1:3])  # only its size counts
-        placement: Placement = self.placer(view)
+            view = next(self.parameters()).new_zeros(n)  # it looks at nothing
+        placement: Placement = self.placer(view, wanted)
         return placement
+
+    def view(self, sample: Sampler, n: int, nodes: tuple[int, int]) -> Tensor:
+        """What the placer sees of n regions: even samples, (n, 3, h', w')."""
+        stride = self.spec.view_stride
+        h, w = (max(2, -(-count // stride)) for count in nodes)
+        even = identity_grid(h, w).to(next(self.parameters()).device)
+        return centred(sample(even.expand(n, -1, -1, -1), self.taps))
 
     def classify(self, sample: Sampler, grid: Tensor) -> Tensor:
         """(n, h, w, 2) grid to (n, classes, h, w) logits of its nodes."""

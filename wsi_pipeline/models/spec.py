@@ -25,6 +25,8 @@ class SegmenterSpec:
         Kernel of the map as a share of the short side.
     floor, temperature : float
         See `DensityNet`.
+    view_stride : int
+        How many times fewer samples per side the placer sees than there are nodes.
     taps : int
         Samples per side averaged in a cell.
     strategies : tuple of str
@@ -44,6 +46,7 @@ class SegmenterSpec:
     sigma: float = 0.05
     floor: float = 0.2
     temperature: float = 1.0
+    view_stride: int = 1
     taps: int = TAPS
     strategies: tuple[str, ...] = ("learned", "uniform")
     body: str = "unet"

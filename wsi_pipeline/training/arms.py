@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from wsi_pipeline.models.placing import FieldPlacer, FixedPlacer
 from wsi_pipeline.models.sampling import cell_areas, identity_grid
-from wsi_pipeline.models.segmenter import Segmented, SegmentNet, centred
+from wsi_pipeline.models.segmenter import Segmented, SegmentNet
 from wsi_pipeline.models.segmenting import COARSER_LEVELS
 from wsi_pipeline.models.spec import SegmenterSpec
 from wsi_pipeline.training.data import (
@@ -208,14 +208,14 @@ class _Lessons:
 
     def _placer_loss(self, module: nn.Module, step: int) -> Tensor:
         drawn = self._draw(1, step)
-        view = centred(drawn.sample(self._grid(drawn), self._spec.taps))
+        shape = self._shape(drawn)
+        view = self._net.view(drawn.sample, len(drawn.labels), shape)
+        found = module(view, shape)
         placer = self._net.placer
         if isinstance(placer, FieldPlacer):
-            lattice = placer.lattice_of(*self._shape(drawn))
-            wanted = boundary_field(self._labels(drawn), lattice)
-            grid = module(view).grid
-            return _field_error(grid, wanted)
-        return density_divergence(module(view).density, self.edges_of(drawn))
+            wanted = boundary_field(self._labels(drawn), placer.lattice_of(*shape))
+            return _field_error(found.grid, wanted)
+        return density_divergence(found.density, self.edges_of(drawn))
 
     def joint_loss(self, module: nn.Module, step: int) -> Tensor:
         if self._row.in_turns:
