@@ -140,7 +140,6 @@ def test_training_and_measuring_see_the_same_pixels() -> None:
         torch.tensor([[127.5, 95.5]]),
         torch.tensor([[[127.5, 0.0], [0.0, 95.5]]]),
         torch.ones(1, 3, 1, 1),
-        torch.ones(1, 1, 1, 1),
     )
     frame = Frame.of(data, 0, torch.device("cpu"), 0.0)
     grid = identity_grid(24, 32)

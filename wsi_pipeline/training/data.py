@@ -19,9 +19,6 @@ _FAR = 0.25
 """Share of regions of twice the side, as coarse regions are in use."""
 _SHIFT = 0.1
 _STAIN = 0.2
-_BLUR = 0.7
-"""Most mip levels that a region is read too coarsely: what an even grid at rest reads
-is sharper than what turned and zoomed ones do, and would be new to its net."""
 _KEPT_BYTES = 4 * 2**30
 
 
@@ -69,8 +66,6 @@ class RegionBatch:
         From grid coordinates, -1 to 1, to pixels about the centre.
     stain : (n, 3, 1, 1) float tensor
         Factor on the optical density per channel.
-    blur : (n, 1, 1, 1) float tensor
-        Factor on the area that a sample is the mean of.
     """
 
     levels: list[Tensor]
@@ -78,7 +73,6 @@ class RegionBatch:
     centre: Tensor
     matrix: Tensor
     stain: Tensor
-    blur: Tensor
 
     def sample(self, grid: Tensor, taps: int) -> Tensor:
         """Pixels at the nodes of an (n, h, w, 2) grid: (n, 3, h, w), 0 to 1.
@@ -87,7 +81,7 @@ class RegionBatch:
         """
         h, w = grid.shape[1:3]
         scale = 4 * torch.linalg.det(self.matrix).abs()[:, None, None, None]
-        areas = cell_areas(grid) * scale / ((h - 1) * (w - 1)) * self.blur
+        areas = cell_areas(grid) * scale / ((h - 1) * (w - 1))
         if taps == 1:
             areas = torch.zeros_like(areas)  # the finest level there is
         places = self._places(grid)
@@ -180,7 +174,6 @@ class RegionSource:
             tensor(centre),
             tensor(matrix),
             tensor(stain)[:, :, None, None],
-            tensor(4 ** random.uniform(0, _BLUR, n))[:, None, None, None],
         )
 
     def _affine(
