@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
@@ -39,6 +39,7 @@ def without_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
     seed=st.integers(0, 1000),
     std=st.floats(0, 3),
 )
+@example(h=10, w=17, seed=4, std=3.0)  # irregular: the slow solver's
 @settings(max_examples=40)
 def test_every_pixel_maps_back_onto_itself(
     h: int, w: int, seed: int, std: float
