@@ -34,7 +34,7 @@ check: $(DONE)
 	$(BIN)/lint-imports
 
 test: check
-	$(BIN)/python -m pytest -m "not slow" -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2
 
 test-slow: $(DONE)
 	$(BIN)/python -m pytest -m slow

@@ -274,6 +274,8 @@ def _paint_blocks(
         for block in whole.blocks(LABEL_SHARD_PX * base)
     ]
     found = [Box(0, 0, 0, 0)] * len(patterns)
+    if progress is not None:
+        progress(0, len(tasks))
     with run_tasks(tasks, workers) as results:
         for done, boxes in enumerate(results, 1):
             found = [join_boxes(a, b) for a, b in zip(found, boxes, strict=True)]

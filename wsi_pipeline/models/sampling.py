@@ -187,7 +187,7 @@ def sample_places(
     detail = 0.5 * torch.log2(areas.detach().clamp_min(1e-12)) - math.log2(taps)
     detail = detail.clamp(first, first + len(levels) - 1)
     low, high = float(detail.min()), float(detail.max())
-    places = _tap_places(places, taps)
+    places = tap_places(places, taps)
     total: Tensor | None = None
     for level, pixels in enumerate(levels, start=first):
         if not low - 1 < level < high + 1:
@@ -246,9 +246,27 @@ def sample_shares(
     (n, classes, h, w) float32 tensor
         Sums to 1 over the classes, less where labels count for none.
     """
-    found = sample_labels(labels, _tap_places(grid.detach(), taps))
-    planes = torch.stack([found == value for value in range(classes)], dim=1)
-    return functional.avg_pool2d(planes.float(), taps)
+    return class_shares(sample_labels(labels, tap_places(grid, taps)), classes, taps)
+
+
+def class_shares(labels: Tensor, classes: int, taps: int) -> Tensor:
+    """Share of each class in a cell, from the labels at its taps.
+
+    Parameters
+    ----------
+    labels : (n, h * taps, w * taps) integer tensor
+        Those not below `classes`, such as 255, count for none.
+    classes : int
+        Number of classes.
+    taps : int
+        Samples per side and cell.
+
+    Returns
+    -------
+    (n, classes, h, w) float32 tensor
+    """
+    planes = [(labels == value).float() for value in range(classes)]
+    return functional.avg_pool2d(torch.stack(planes, dim=1), taps)
 
 
 def _base_span(pixels: Tensor, level: int, like: Tensor) -> Tensor:
@@ -257,8 +275,21 @@ def _base_span(pixels: Tensor, level: int, like: Tensor) -> Tensor:
     return like.new_tensor([w * 2**level - 1, h * 2**level - 1])
 
 
-def _tap_places(places: Tensor, taps: int) -> Tensor:
-    """Places of taps x taps samples in each cell, (n, h * taps, w * taps, 2)."""
+def tap_places(places: Tensor, taps: int) -> Tensor:
+    """Places of taps x taps samples in each cell.
+
+    Parameters
+    ----------
+    places : (n, h, w, 2) float tensor
+        x and y of the nodes, any unit.
+    taps : int
+        Samples per side and cell.
+
+    Returns
+    -------
+    (n, h * taps, w * taps, 2) float tensor
+        Those of one cell side by side; border nodes' cells end at the nodes.
+    """
     if taps == 1:
         return places
     finer = functional.interpolate(

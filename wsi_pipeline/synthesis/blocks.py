@@ -59,12 +59,16 @@ def run_tasks(
         return
     # spawn: forking a process that runs threads can lock up
     context = multiprocessing.get_context("spawn")
+    others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(min(workers, len(tasks)), context) as pool:
         try:
             yield pool.map(paint_task, tasks)
-        finally:
-            # after a failure or Ctrl-C, do not paint the rest first
+        except BaseException:
+            # a failure or Ctrl-C: what is under way will be thrown away
+            for process in set(multiprocessing.active_children()) - others:
+                process.terminate()
             pool.shutdown(wait=True, cancel_futures=True)
+            raise
 
 
 def paint_task(task: BlockTask) -> tuple[Box, ...]:

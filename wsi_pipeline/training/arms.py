@@ -11,7 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from wsi_pipeline.models.placing import FieldPlacer, FixedPlacer
-from wsi_pipeline.models.sampling import cell_areas, identity_grid
+from wsi_pipeline.models.sampling import (
+    TAPS,
+    cell_areas,
+    class_shares,
+    identity_grid,
+)
 from wsi_pipeline.models.segmenter import Segmented, SegmentNet
 from wsi_pipeline.models.segmenting import COARSER_LEVELS
 from wsi_pipeline.models.spec import SegmenterSpec
@@ -20,7 +25,6 @@ from wsi_pipeline.training.data import (
     RegionBatch,
     RegionSource,
     Views,
-    class_shares,
 )
 from wsi_pipeline.training.fields import boundary_field
 from wsi_pipeline.training.journal import Journal
@@ -224,8 +228,8 @@ class _Lessons:
         given = self.edges_of(drawn) if self._row.needs_truth else None
         count, shape = len(drawn.labels), self._shape(drawn)
         result: Segmented = module(drawn.sample, count, shape, given)
-        labels = drawn.tap_labels(result.grid, self._spec.taps)
-        soft = class_shares(labels, self._spec.classes, self._spec.taps)
+        labels = drawn.tap_labels(result.grid, TAPS)
+        soft = class_shares(labels, self._spec.classes, TAPS)
         areas = cell_areas(result.grid)
         if not self._row.by_area:
             areas = torch.ones_like(areas)
@@ -253,7 +257,7 @@ class _Lessons:
         return boundary_density(self._labels(drawn), shape, floor=floor)
 
     def _labels(self, drawn: RegionBatch) -> Tensor:
-        return drawn.tap_labels(self._grid(drawn), self._spec.taps)
+        return drawn.tap_labels(self._grid(drawn), TAPS)
 
     def _grid(self, drawn: RegionBatch) -> Tensor:
         even = identity_grid(*self._shape(drawn)).to(self._device)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,14 +11,22 @@ from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.flop_counter import FlopCounterMode
 
 from wsi_pipeline.metrics import confusion
+from wsi_pipeline.models.flops import count_flops
 from wsi_pipeline.models.inverse import invert_grid
-from wsi_pipeline.models.sampling import mip_levels, sample_image
+from wsi_pipeline.models.sampling import (
+    TAPS,
+    identity_grid,
+    mip_levels,
+    sample_image,
+    sample_labels,
+    sample_shares,
+    tap_places,
+)
 from wsi_pipeline.models.segmenter import Segmented, SegmentNet
 from wsi_pipeline.models.segmenting import COARSER_LEVELS
-from wsi_pipeline.training.data import LabelledImages, class_shares
+from wsi_pipeline.training.data import LabelledImages
 from wsi_pipeline.training.losses import boundaries, boundary_density
 
 TRIMAP_PX = 1, 2, 4, 8, 16, 32
@@ -85,20 +94,21 @@ def compare_frames(
     device = next(net.parameters()).device
     rows: list[tuple[NDArray[np.int64], ...]] = []
     flops, seconds, pixels = 0, 0.0, 0
+    known_flops: dict[tuple[int, int], int] = {}
     for index in range(len(data)):
         frame = Frame.of(data, index, device, blur_px)
         h, w = frame.truth.shape
         shape = nodes((h, w)) if nodes else net.spec.shape
-        with FlopCounterMode(display=False) as counter:
-            frame.segment(net, shape)
-        flops += int(counter.get_total_flops())
+        if shape not in known_flops:
+            known_flops[shape] = frame.count_flops(net, shape)
+        flops += known_flops[shape]
         start = time.perf_counter()
         result = frame.segment(net, shape)
         logits, grid = result.logits.float(), result.grid
         found = frame.read_back(logits, grid).argmax(dim=1)[0].cpu().numpy()
         seconds += time.perf_counter() - start
         pixels += found.size
-        shares = frame.shares(grid, net.spec.classes, net.spec.taps)
+        shares = frame.shares(grid, net.spec.classes)
         known = shares.sum(dim=1)[0] > 0
         truth = torch.where(known, shares.argmax(dim=1)[0], 255).cpu().numpy()
         bound = frame.read_back(shares, grid).argmax(dim=1)[0].cpu().numpy()
@@ -150,12 +160,19 @@ class Frame:
         self, net: SegmentNet, shape: tuple[int, int] | None = None
     ) -> Segmented:
         """What a net makes of it, one region of `shape` nodes."""
-        shape = shape or net.spec.shape
+        result: Segmented = net(*self._inputs(net, shape or net.spec.shape))
+        return result
+
+    def count_flops(self, net: SegmentNet, shape: tuple[int, int]) -> int:
+        """FLOPs of `segment`, 2 per multiply-add."""
+        return count_flops(net, *self._inputs(net, shape))
+
+    def _inputs(self, net: SegmentNet, shape: tuple[int, int]) -> tuple[Any, ...]:
+        """What the net takes."""
         given = None
         if net.strategy.needs_truth:
-            given = self.true_density(shape, net.spec.taps, net.spec.floor)
-        result: Segmented = net(self.sample, 1, shape, given)
-        return result
+            given = self.true_density(shape, net.spec.floor)
+        return self.sample, 1, shape, given
 
     def read_back(self, values: Tensor, grid: Tensor) -> Tensor:
         """(1, k, h, w) values of nodes to (1, k, H, W) of pixels."""
@@ -164,28 +181,21 @@ class Frame:
             values, back, mode="bilinear", padding_mode="border", align_corners=True
         )
 
-    def shares(self, grid: Tensor, classes: int, taps: int) -> Tensor:
+    def shares(self, grid: Tensor, classes: int) -> Tensor:
         """(1, classes, h, w) share of each class in the nodes' cells."""
-        return class_shares(self.tap_labels(grid, taps), classes, taps)
+        return sample_shares(self._labels.to(grid.device), grid, classes)
 
-    def tap_labels(self, grid: Tensor, taps: int) -> Tensor:
-        """(1, h * taps, w * taps) classes at the taps."""
-        h, w = self.truth.shape
-        fine = functional.interpolate(
-            grid.permute(0, 3, 1, 2), scale_factor=taps, mode="bilinear"
-        )
-        x = ((fine[:, 0] + 1) / 2 * (w - 1)).round().long()
-        y = ((fine[:, 1] + 1) / 2 * (h - 1)).round().long()
-        labels = torch.from_numpy(self.truth).to(grid.device)
-        return labels[y, x].long()
-
-    def true_density(self, shape: tuple[int, int], taps: int, floor: float) -> Tensor:
+    def true_density(self, shape: tuple[int, int], floor: float) -> Tensor:
         """Density of the true boundaries, (1, 1, h, w)."""
-        h, w = shape[0] * taps, shape[1] * taps
-        labels = torch.from_numpy(self.truth)[None, None].float()
-        even = functional.interpolate(labels, (h, w), mode="nearest-exact")[0].long()
-        density = boundary_density(even, shape, floor=floor)
+        even = tap_places(identity_grid(*shape), TAPS)
+        density = boundary_density(
+            sample_labels(self._labels, even), shape, floor=floor
+        )
         return density.to(self.levels[0].device)
+
+    @property
+    def _labels(self) -> Tensor:
+        return torch.from_numpy(self.truth)[None]
 
 
 def _near(truth: NDArray[np.uint8], found: NDArray[np.int64]) -> NDArray[np.int64]:

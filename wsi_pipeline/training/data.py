@@ -7,9 +7,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
-from wsi_pipeline.models.sampling import cell_areas, mip_levels, sample_places
+from wsi_pipeline.models.sampling import (
+    cell_areas,
+    mip_levels,
+    sample_places,
+    tap_places,
+)
+from wsi_pipeline.training.colours import vary_colours
 
 Pixels = NDArray[np.uint8]
 
@@ -18,7 +23,6 @@ _ZOOM = 0.78, 1.28
 _FAR = 0.25
 """Share of regions of twice the side, as coarse regions are in use."""
 _SHIFT = 0.1
-_STAIN = 0.2
 _KEPT_BYTES = 4 * 2**30
 
 
@@ -64,15 +68,15 @@ class RegionBatch:
         x and y of the regions' centres, pixels of level 0.
     matrix : (n, 2, 2) float tensor
         From grid coordinates, -1 to 1, to pixels about the centre.
-    stain : (n, 3, 1, 1) float tensor
-        Factor on the optical density per channel.
+    colours : tuple of int
+        Per region, the seed of how its colours are varied; empty where they are not.
     """
 
     levels: list[Tensor]
     labels: Tensor
     centre: Tensor
     matrix: Tensor
-    stain: Tensor
+    colours: tuple[int, ...] = ()
 
     def sample(self, grid: Tensor, taps: int) -> Tensor:
         """Pixels at the nodes of an (n, h, w, 2) grid: (n, 3, h, w), 0 to 1.
@@ -88,17 +92,14 @@ class RegionBatch:
         pixels = sample_places(
             self.levels, places, areas, first=1, taps=taps, outside="reflection"
         )
-        # Beer-Lambert: stain strength is a power of the transmitted light
-        return pixels.clamp_min(1 / 255) ** self.stain
+        return vary_colours(pixels, self.colours) if self.colours else pixels
 
     @torch.no_grad()
     def tap_labels(self, grid: Tensor, taps: int) -> Tensor:
         """Classes at the taps of the nodes: (n, h * taps, w * taps) int64."""
-        places = functional.interpolate(
-            self._places(grid).permute(0, 3, 1, 2), scale_factor=taps, mode="bilinear"
-        )
+        places = tap_places(self._places(grid), taps)
         h, w = self.labels.shape[-2:]
-        x, y = _mirror(places[:, 0], w), _mirror(places[:, 1], h)
+        x, y = _mirror(places[..., 0], w), _mirror(places[..., 1], h)
         nth = torch.arange(len(places), device=places.device)[:, None, None]
         return self.labels[nth, y, x].long()
 
@@ -152,17 +153,14 @@ class RegionSource:
         self._kept_bytes = 0
 
     def draw(self, n: int, random: np.random.Generator, device: str) -> RegionBatch:
-        """Draw n regions: place, quarter turn, slant, flip, zoom and stain."""
+        """Draw n regions: place, quarter turn, slant, flip, zoom and colours."""
         which = random.integers(len(self._data), size=n)
         if self._views.region_px is None:
             which[:] = which[0]  # its size is the batch's
         pyramids, labels = zip(*(self._item(int(i)) for i in which), strict=True)
         sides = np.array([label.shape[::-1] for label in labels], np.float64)  # w, h
         matrix, centre = self._affine(sides, random)
-        stain = np.exp(
-            random.normal(0, _STAIN / 2, (n, 3))
-            + random.uniform(-_STAIN, _STAIN, (n, 1))
-        )
+        colours = tuple(random.integers(2**31, size=n).tolist())
 
         def tensor(values: NDArray[np.float64]) -> Tensor:
             return torch.from_numpy(values.astype(np.float32)).to(device)
@@ -173,7 +171,7 @@ class RegionSource:
             torch.from_numpy(_stacked(labels)).to(device),
             tensor(centre),
             tensor(matrix),
-            tensor(stain)[:, :, None, None],
+            colours,
         )
 
     def _affine(
@@ -221,22 +219,6 @@ class RegionSource:
             self._kept[index] = levels, label
             self._kept_bytes += size
         return levels, label
-
-
-def class_shares(labels: Tensor, classes: int, taps: int) -> Tensor:
-    """Share of each class in a cell, from the labels at its taps.
-
-    Parameters
-    ----------
-    labels : (n, h * taps, w * taps) int64 tensor
-        From `RegionBatch.tap_labels`; 255 counts for no class.
-
-    Returns
-    -------
-    (n, classes, h, w) float32 tensor
-    """
-    planes = [(labels == value).float() for value in range(classes)]
-    return functional.avg_pool2d(torch.stack(planes, dim=1), taps)
 
 
 def _mirror(places: Tensor, size: int) -> Tensor:
