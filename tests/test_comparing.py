@@ -119,8 +119,8 @@ def test_the_cost_counts_the_placing_too() -> None:
 
 def test_a_blurred_test_input_reaches_the_pixels_only() -> None:
     data = images(1)
-    device = torch.device("cpu")
-    plain, blurred = (Frame.of(data, 0, device, sigma) for sigma in (0.0, 3.0))
+    net = SegmentNet(small_spec(), "uniform").eval()
+    plain, blurred = (Frame.of(net, data, 0, blur_px=sigma) for sigma in (0.0, 3.0))
     grid = identity_grid(24, 32)
     a, b = plain.sample(grid, 4), blurred.sample(grid, 4)
     assert float((a - b).abs().max()) > 0.05
@@ -140,13 +140,15 @@ def test_training_and_measuring_see_the_same_pixels() -> None:
         torch.tensor([[127.5, 95.5]]),
         torch.tensor([[[127.5, 0.0], [0.0, 95.5]]]),
     )
-    frame = Frame.of(data, 0, torch.device("cpu"), 0.0)
+    net = SegmentNet(small_spec(nodes=(24, 32)), "uniform").eval()
+    frame = Frame.of(net, data, 0)
+    assert frame.first == 1
     grid = identity_grid(24, 32)
     torch.testing.assert_close(
         still.sample(grid, 4), frame.sample(grid, 4), atol=0.01, rtol=0
     )
     shares = class_shares(still.tap_labels(grid, 4), 3, 4)
-    assert torch.equal(shares, frame.shares(grid, 3))
+    assert torch.equal(shares, frame.shares(grid))
 
 
 def test_frames_have_one_size_and_keep_their_classes() -> None:
@@ -192,3 +194,27 @@ def test_whole_views_move_by_a_tenth_at_most() -> None:
     assert (away.amax(dim=0) > torch.tensor([20.0, 15.0])).all()
     zoom = (torch.linalg.det(batch.matrix).abs() / (127.5 * 95.5)).sqrt()
     assert 0.779 <= float(zoom.min()) < float(zoom.max()) <= 1.281
+
+
+@pytest.mark.parametrize(
+    ("strategy", "nodes", "first"),
+    [("uniform", (12, 16), 1), ("uniform", (96, 128), 0), ("point", (12, 16), 0)],
+)
+def test_dense_nodes_and_points_read_the_base(
+    strategy: str, nodes: tuple[int, int], first: int
+) -> None:
+    """What lies between pixels of level 1 is shown where nodes are close enough."""
+    net = SegmentNet(small_spec(nodes=nodes), strategy).eval()
+    frame = Frame.of(net, images(1), 0)
+    assert frame.first == first
+    assert frame.levels[0].shape[-2:] == (192 >> first, 256 >> first)
+
+
+def test_a_node_per_pixel_is_the_image_itself() -> None:
+    data = images(1, (48, 64))
+    net = SegmentNet(small_spec(nodes=(48, 64)), "point").eval()
+    frame = Frame.of(net, data, 0)
+    seen = frame.sample(frame.segment().grid, 1)[0] * 255
+    np.testing.assert_allclose(seen.numpy(), data.images[0], atol=0.02)
+    scores = compare_frames(knowing("point", (48, 64)), data)
+    assert mean_iou(scores.full.sum(axis=0)) == 1

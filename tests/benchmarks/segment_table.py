@@ -148,12 +148,10 @@ def miou(counts: np.ndarray) -> float:
 @torch.no_grad()
 def areas_of(net: SegmentNet, data: Frames) -> list[float]:
     """Percentiles of the nodes' areas: whether a sampler moves, or collapses."""
-    device = next(net.parameters()).device
     areas = []
     for index in range(len(data.validation)):
-        frame = Frame.of(data.validation, index, device, 0.0)
-        shape = data.nodes(frame.truth.shape) if data.nodes else None
-        areas.append(cell_areas(frame.segment(net, shape).grid).flatten().cpu().numpy())
+        frame = Frame.of(net, data.validation, index, nodes=data.nodes)
+        areas.append(cell_areas(frame.segment().grid).flatten().cpu().numpy())
     found = np.percentile(np.concatenate(areas), [5, 50, 95])
     return [round(float(v), 3) for v in found]
 

@@ -137,8 +137,8 @@ class RegionSegmenter:
         return probabilities.half().cpu().numpy(), np.ascontiguousarray(grids)
 
 
-def read_level(net: SegmentNet, side_px: float) -> int:
-    """Level to read a region of `side_px` base pixels from.
+def read_level(net: SegmentNet, side_px: float, nodes: int | None = None) -> int:
+    """Level to read a region of `side_px` base pixels from; `nodes` along that side.
 
     Its pixels are not coarser than a tap of an even grid, so that what it hides lies
     well inside a cell, also where nodes are twice as dense. Points are read from the
@@ -146,7 +146,8 @@ def read_level(net: SegmentNet, side_px: float) -> int:
     """
     if net.taps == 1:
         return 0
-    tap_px = (side_px - 1) / (max(net.spec.shape) - 1) / net.spec.taps
+    nodes = nodes or max(net.spec.shape)
+    tap_px = (side_px - 1) / (nodes - 1) / net.spec.taps
     return max(0, math.floor(math.log2(max(tap_px, 1))))
 
 

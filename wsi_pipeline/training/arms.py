@@ -25,6 +25,7 @@ from wsi_pipeline.training.data import (
     RegionBatch,
     RegionSource,
     Views,
+    first_level,
 )
 from wsi_pipeline.training.fields import boundary_field
 from wsi_pipeline.training.journal import Journal
@@ -177,7 +178,10 @@ class _Lessons:
     ) -> None:
         self._net, self._arm, self._device = net, arm, device
         self._row, self._spec = net.strategy, net.spec
-        self._source = RegionSource(data, arm.views, COARSER_LEVELS + 2)
+        h, w = arm.views.region_px or data.labels[0].shape
+        nodes = arm.nodes((h, w)) if arm.nodes else net.spec.shape
+        first = first_level(net, (h, w), nodes)
+        self._source = RegionSource(data, arm.views, COARSER_LEVELS + 2, first)
         self._weights = None
         if arm.loss.balanced:
             self._weights = balanced_weights(data.labels, net.spec.classes).to(device)

@@ -26,7 +26,7 @@ from wsi_pipeline.models.sampling import (
 )
 from wsi_pipeline.models.segmenter import Segmented, SegmentNet
 from wsi_pipeline.models.segmenting import COARSER_LEVELS
-from wsi_pipeline.training.data import LabelledImages
+from wsi_pipeline.training.data import LabelledImages, first_level
 from wsi_pipeline.training.losses import boundaries, boundary_density
 
 TRIMAP_PX = 1, 2, 4, 8, 16, 32
@@ -91,24 +91,22 @@ def compare_frames(
     -----
     Logits are read back bilinearly through the exact inverse, and the largest wins.
     """
-    device = next(net.parameters()).device
     rows: list[tuple[NDArray[np.int64], ...]] = []
     flops, seconds, pixels = 0, 0.0, 0
     known_flops: dict[tuple[int, int], int] = {}
     for index in range(len(data)):
-        frame = Frame.of(data, index, device, blur_px)
-        h, w = frame.truth.shape
-        shape = nodes((h, w)) if nodes else net.spec.shape
+        frame = Frame.of(net, data, index, blur_px=blur_px, nodes=nodes)
+        shape = frame.nodes
         if shape not in known_flops:
-            known_flops[shape] = frame.count_flops(net, shape)
+            known_flops[shape] = frame.count_flops()
         flops += known_flops[shape]
         start = time.perf_counter()
-        result = frame.segment(net, shape)
+        result = frame.segment()
         logits, grid = result.logits.float(), result.grid
         found = frame.read_back(logits, grid).argmax(dim=1)[0].cpu().numpy()
         seconds += time.perf_counter() - start
         pixels += found.size
-        shares = frame.shares(grid, net.spec.classes)
+        shares = frame.shares(grid)
         known = shares.sum(dim=1)[0] > 0
         truth = torch.where(known, shares.argmax(dim=1)[0], 255).cpu().numpy()
         bound = frame.read_back(shares, grid).argmax(dim=1)[0].cpu().numpy()
@@ -129,50 +127,69 @@ def compare_frames(
 
 @dataclass(frozen=True)
 class Frame:
-    """One image as the region that an arm sees.
+    """One image as the region that a net sees.
 
     Parameters
     ----------
+    net : SegmentNet
+        In eval mode.
+    nodes : (int, int)
+        Rows and columns.
     levels : list of (1, 3, h_l, w_l) float tensors
-        Pixels on mip levels 1, 2, ... as in training.
+        Pixels on mip levels `first`, `first` + 1, ... as in training.
     truth : (h, w) uint8 array
         Class per pixel.
+    first : int
+        The finest level at hand.
     """
 
+    net: SegmentNet
+    nodes: tuple[int, int]
     levels: list[Tensor]
     truth: NDArray[np.uint8]
+    first: int
 
     @classmethod
     def of(
-        cls, data: LabelledImages, index: int, device: torch.device, blur_px: float
+        cls,
+        net: SegmentNet,
+        data: LabelledImages,
+        index: int,
+        *,
+        blur_px: float = 0.0,
+        nodes: Callable[[tuple[int, int]], tuple[int, int]] | None = None,
     ) -> "Frame":
-        """An image of a dataset."""
+        """An image of a dataset; see `compare_frames`."""
+        truth = data.labels[index]
+        h, w = truth.shape
+        shape = nodes((h, w)) if nodes else net.spec.shape
+        device = next(net.parameters()).device
         pixels = torch.from_numpy(data.images[index])[None].to(device).float() / 255
         if blur_px:
             pixels = _blurred(pixels, blur_px)
-        return cls(mip_levels(pixels, COARSER_LEVELS + 3)[1:], data.labels[index])
+        first = first_level(net, (h, w), shape)
+        levels = mip_levels(pixels, first + COARSER_LEVELS + 2)[first:]
+        return cls(net, shape, levels, truth, first)
 
     def sample(self, grid: Tensor, taps: int) -> Tensor:
         """(1, h, w, 2) grid to (1, 3, h, w) pixels."""
-        return sample_image(self.levels, grid, first=1, taps=taps, mip=taps > 1)
+        return sample_image(
+            self.levels, grid, first=self.first, taps=taps, mip=taps > 1
+        )
 
-    def segment(
-        self, net: SegmentNet, shape: tuple[int, int] | None = None
-    ) -> Segmented:
-        """What a net makes of it, one region of `shape` nodes."""
-        result: Segmented = net(*self._inputs(net, shape or net.spec.shape))
+    def segment(self) -> Segmented:
+        """What the net makes of it."""
+        result: Segmented = self.net(*self._inputs())
         return result
 
-    def count_flops(self, net: SegmentNet, shape: tuple[int, int]) -> int:
+    def count_flops(self) -> int:
         """FLOPs of `segment`, 2 per multiply-add."""
-        return count_flops(net, *self._inputs(net, shape))
+        return count_flops(self.net, *self._inputs())
 
-    def _inputs(self, net: SegmentNet, shape: tuple[int, int]) -> tuple[Any, ...]:
+    def _inputs(self) -> tuple[Any, ...]:
         """What the net takes."""
-        given = None
-        if net.strategy.needs_truth:
-            given = self.true_density(shape, net.spec.floor)
-        return self.sample, 1, shape, given
+        given = self.true_density() if self.net.strategy.needs_truth else None
+        return self.sample, 1, self.nodes, given
 
     def read_back(self, values: Tensor, grid: Tensor) -> Tensor:
         """(1, k, h, w) values of nodes to (1, k, H, W) of pixels."""
@@ -181,16 +198,15 @@ class Frame:
             values, back, mode="bilinear", padding_mode="border", align_corners=True
         )
 
-    def shares(self, grid: Tensor, classes: int) -> Tensor:
+    def shares(self, grid: Tensor) -> Tensor:
         """(1, classes, h, w) share of each class in the nodes' cells."""
-        return sample_shares(self._labels.to(grid.device), grid, classes)
+        return sample_shares(self._labels.to(grid.device), grid, self.net.spec.classes)
 
-    def true_density(self, shape: tuple[int, int], floor: float) -> Tensor:
+    def true_density(self) -> Tensor:
         """Density of the true boundaries, (1, 1, h, w)."""
-        even = tap_places(identity_grid(*shape), TAPS)
-        density = boundary_density(
-            sample_labels(self._labels, even), shape, floor=floor
-        )
+        even = tap_places(identity_grid(*self.nodes), TAPS)
+        labels = sample_labels(self._labels, even)
+        density = boundary_density(labels, self.nodes, floor=self.net.spec.floor)
         return density.to(self.levels[0].device)
 
     @property

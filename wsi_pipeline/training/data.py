@@ -14,14 +14,14 @@ from wsi_pipeline.models.sampling import (
     sample_places,
     tap_places,
 )
+from wsi_pipeline.models.segmenter import SegmentNet
+from wsi_pipeline.models.segmenting import read_level
 from wsi_pipeline.training.colours import vary_colours
 
 Pixels = NDArray[np.uint8]
 
 _SLANT_DEG = 15.0
 _ZOOM = 0.78, 1.28
-_FAR = 0.25
-"""Share of regions of twice the side, as coarse regions are in use."""
 _SHIFT = 0.1
 _KEPT_BYTES = 4 * 2**30
 
@@ -61,7 +61,7 @@ class RegionBatch:
     Parameters
     ----------
     levels : list of (n, 3, h_l, w_l) float tensors
-        Images, 0 to 1, on mip levels 1, 2, ...
+        Images, 0 to 1, on mip levels `first`, `first` + 1, ...
     labels : (n, h, w) uint8 tensor
         On level 0.
     centre : (n, 2) float tensor
@@ -70,6 +70,8 @@ class RegionBatch:
         From grid coordinates, -1 to 1, to pixels about the centre.
     colours : tuple of int
         Per region, the seed of how its colours are varied; empty where they are not.
+    first : int
+        The finest level at hand.
     """
 
     levels: list[Tensor]
@@ -77,6 +79,7 @@ class RegionBatch:
     centre: Tensor
     matrix: Tensor
     colours: tuple[int, ...] = ()
+    first: int = 1
 
     def sample(self, grid: Tensor, taps: int) -> Tensor:
         """Pixels at the nodes of an (n, h, w, 2) grid: (n, 3, h, w), 0 to 1.
@@ -90,7 +93,12 @@ class RegionBatch:
             areas = torch.zeros_like(areas)  # the finest level there is
         places = self._places(grid)
         pixels = sample_places(
-            self.levels, places, areas, first=1, taps=taps, outside="reflection"
+            self.levels,
+            places,
+            areas,
+            first=self.first,
+            taps=taps,
+            outside="reflection",
         )
         return vary_colours(pixels, self.colours) if self.colours else pixels
 
@@ -121,11 +129,15 @@ class Views:
         sides are then kept: no quarter turns, and batches of images of one size.
     whole : bool
         Regions are whole images, moved by up to a tenth of their sides; else they lie
-        anywhere, and a quarter is twice as wide.
+        anywhere.
+    far : float
+        Share of regions of twice the side, as coarse regions are in use; none of whole
+        images.
     """
 
     region_px: tuple[int, int] | None
     whole: bool = False
+    far: float = 0.25
 
 
 class RegionSource:
@@ -138,17 +150,22 @@ class RegionSource:
     views : Views
         Size and place of the regions.
     levels : int
-        Mip levels handed out, from level 1 on.
+        Mip levels handed out.
+    first : int
+        The first of them.
 
     Notes
     -----
     Memory: what was drawn is kept, up to 4 GiB.
     """
 
-    def __init__(self, data: LabelledImages, views: Views, levels: int) -> None:
+    def __init__(
+        self, data: LabelledImages, views: Views, levels: int, first: int = 1
+    ) -> None:
         self._data = data
         self._views = views
         self._levels = levels
+        self._first = first
         self._kept: dict[int, tuple[list[Pixels], Pixels]] = {}
         self._kept_bytes = 0
 
@@ -172,6 +189,7 @@ class RegionSource:
             tensor(centre),
             tensor(matrix),
             colours,
+            self._first,
         )
 
     def _affine(
@@ -182,7 +200,7 @@ class RegionSource:
         low, high = (float(np.log(edge)) for edge in _ZOOM)
         zoom = np.exp(random.uniform(low, high, n))
         if not self._views.whole:
-            zoom *= np.where(random.random(n) < _FAR, 2.0, 1.0)
+            zoom *= np.where(random.random(n) < self._views.far, 2.0, 1.0)
         own = self._views.region_px is None
         quarters = random.integers(2, size=n) * 2 if own else random.integers(4, size=n)
         slant = random.uniform(-_SLANT_DEG, _SLANT_DEG, n)
@@ -205,13 +223,13 @@ class RegionSource:
         return matrix, random.uniform(margin, sides - margin) - 0.5
 
     def _item(self, index: int) -> tuple[list[Pixels], Pixels]:
-        """Levels 1, 2, ... and labels of an image."""
+        """Levels and labels of an image."""
         if index in self._kept:
             return self._kept[index]
         pixels = torch.from_numpy(self._data.images[index])[None].float()
         levels = [
             level[0].round().to(torch.uint8).numpy()
-            for level in mip_levels(pixels, self._levels + 1)[1:]
+            for level in mip_levels(pixels, self._first + self._levels)[self._first :]
         ]
         label = np.ascontiguousarray(self._data.labels[index])
         size = label.nbytes + sum(level.nbytes for level in levels)
@@ -219,6 +237,16 @@ class RegionSource:
             self._kept[index] = levels, label
             self._kept_bytes += size
         return levels, label
+
+
+def first_level(
+    net: SegmentNet, size_px: tuple[int, int], nodes: tuple[int, int]
+) -> int:
+    """Finest level that a net is shown of regions of a size: 0, or 1 where it will do.
+
+    Level 1 saves most of the pixels, and wide cells do not miss level 0.
+    """
+    return min(1, read_level(net, max(size_px), max(nodes)))
 
 
 def _mirror(places: Tensor, size: int) -> Tensor:

@@ -56,9 +56,8 @@ class Gallery:
 @torch.no_grad()
 def show_region(net: SegmentNet, data: LabelledImages, index: int) -> Shown:
     """What a net sees of an image that is one region, and makes of it."""
-    device = next(net.parameters()).device
-    frame = Frame.of(data, index, device, 0.0)
-    result = frame.segment(net)
+    frame = Frame.of(net, data, index)
+    result = frame.segment()
     found = frame.read_back(result.logits.float(), result.grid).argmax(dim=1)[0]
     density = result.density
     return Shown(

@@ -51,6 +51,7 @@ def train_segment(
     batch: int = 8,
     body: str = "unet",
     nodes: int = 64,
+    resizer: str = "",
     loss: LossOptions | None = None,
     devices: int = 1,
     progress: Progress | None = None,
@@ -79,6 +80,8 @@ def train_segment(
         Segmentation net, a name in the table of bodies.
     nodes : int
         Side of the grid of nodes.
+    resizer : str
+        Base filter of a learned resizer before the body; "" for none.
     loss : LossOptions, optional
         What a wrong node costs; left out, cross entropy.
     devices : int
@@ -94,7 +97,7 @@ def train_segment(
     Raises
     ------
     UnknownNameError
-        If there is no such strategy or body.
+        If there is no such strategy, body or base filter.
     ConfigError
         If there is no such device, a strategy needs the truth, or the folder holds a
         checkpoint of another training.
@@ -106,7 +109,11 @@ def train_segment(
                 "with it"
             )
     spec = SegmenterSpec(
-        len(data.classes), nodes=nodes, strategies=tuple(strategies), body=body
+        len(data.classes),
+        nodes=nodes,
+        strategies=tuple(strategies),
+        body=body,
+        resizer=resizer,
     )
     target = str(resolve_device(device))
     if devices > 1:

@@ -136,6 +136,7 @@ def train_select(
     seed: int = 0,
     device: str = "cpu",
     areas: tuple[int, int] = (400, 150),
+    shape: SelectorShape = SelectorShape(),  # noqa: B008  # frozen
     start: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> SelectorCard:
@@ -154,6 +155,8 @@ def train_select(
     areas : tuple of int
         Painted areas for training, and for large bags and for validation each
         (synthetic only).
+    shape : SelectorShape
+        Sizes of the selector, and whether a resizer stands before its encoder.
     start : Path, optional
         Weights whose encoder is the starting point.
 
@@ -179,7 +182,7 @@ def train_select(
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     target = resolve_device(device)
-    net = SelectorNet(SelectorShape(), recipe.tasks).to(target)
+    net = SelectorNet(shape, recipe.tasks).to(target)
     if start is not None:
         load_state(net.encoder, start, prefix="encoder.")
     warm = recipe.patch_steps * steps // recipe.steps
