@@ -25,6 +25,9 @@ STUDY = 0.8, 0.6, 0.4, 0.2, 0.05
 to dense: the published study of which density serves which class."""
 
 
+CROP_PX = 192, 256
+"""What the net without downsampling is trained on; it is measured on whole frames."""
+
 STRIPS = Path(__file__).parent.parent.parent / "build" / "strips"
 STRIP_SCALE = 0.25
 STRIP_RULE = 20, 200
@@ -34,13 +37,17 @@ type Size = tuple[int, int]
 
 
 class Frames(NamedTuple):
-    """Images that are one region each, to train on and to measure."""
+    """Images that are one region each, to train on and to measure.
+
+    `nodes` is the rule for both, `measured` another one to measure by.
+    """
 
     classes: tuple[MaskClass, ...]
     train: LabelledImages
     validation: LabelledImages
     views: Views
     nodes: Callable[[Size], Size] | None = None
+    measured: Callable[[Size], Size] | None = None
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,7 @@ class Cell:
     ----------
     data : str
         "binary" or "glas" (3 classes), whole frames; "canvas", binary, a quarter of
-        the area; "strips", painted, of many sizes.
+        the area; "crops", binary, a node per pixel; "strips", painted, of many sizes.
     strategy : str
         A name in the table of strategies.
     budget : int
@@ -96,8 +103,17 @@ class Cell:
         if self.data == "canvas":
             parts = [on_canvas(part, seed=7) for part in parts]
             frame_px = FRAME_PX[0] * 2, FRAME_PX[1] * 2
+        train, validation = (kept(part) for part in parts)
+        if self.data == "crops":
+            views = Views(CROP_PX, far=0)
+            return Frames(found.classes, train, validation, views, measured=every_pixel)
         views = Views(frame_px, whole=True)
-        return Frames(found.classes, *(kept(part) for part in parts), views)
+        return Frames(found.classes, train, validation, views)
+
+
+def every_pixel(size_px: Size) -> Size:
+    """A node for each pixel."""
+    return size_px
 
 
 def strip_rule(size_px: Size) -> Size:
@@ -151,7 +167,8 @@ def _around_256(nodes: tuple[int, int]) -> Iterator[Cell]:
     ):
         yield Cell("binary", strategy, 256, nodes)
     for strategy in ("learned", "uniform"):
-        yield Cell("binary", strategy, 256, nodes, changes=(("resizer", True),))
+        yield Cell("binary", strategy, 256, nodes, changes=(("resizer", "bilinear"),))
+    yield Cell("crops", "point", 1, CROP_PX, batch=4)
     for strategy in ("learned", "uniform", "edge", "saliency"):
         yield Cell("glas", strategy, 256, nodes)
     for floor in STUDY:

@@ -4,9 +4,10 @@
 
 Trains and measures cell after cell of the plan (segment_plan.py) and adds each as a
 line to segment_cells.jsonl; cells that are there already are not run again, so that
-the command goes on where it stopped. `--table` prints what there is. Every arm has the
-same frames, batches, steps, augmentation, taps per cell, soft labels, and logits that
-are read back bilinearly through the exact inverse.
+the command goes on where it stopped. `--table` prints what there is; `--plot FILE`
+draws the binary frames, as .svg or .png. Every arm has the same frames, batches, steps,
+augmentation, taps per cell, soft labels, and logits that are read back bilinearly
+through the exact inverse.
 """
 
 import argparse
@@ -24,7 +25,7 @@ import numpy as np
 import orjson
 import torch
 from segment_plan import PLAN, Cell, Frames, paint_missing_strips
-from segment_report import table
+from segment_report import plain_frames, table
 
 from wsi_pipeline.models.sampling import cell_areas
 from wsi_pipeline.models.segmenter import SegmentNet
@@ -33,6 +34,7 @@ from wsi_pipeline.training.arms import ArmOptions, fit_arm
 from wsi_pipeline.training.comparing import Frame, compare_frames
 from wsi_pipeline.training.gallery import Gallery
 from wsi_pipeline.training.loop import LoopOptions
+from wsi_pipeline.training.plots import draw_budgets, publish_figure
 
 HERE = Path(__file__).parent
 DATA = HERE.parent.parent.parent / "shared" / "data"
@@ -55,8 +57,17 @@ def main() -> int:
     parser.add_argument("--cells", type=Path, default=CELLS, help="results so far")
     parser.add_argument("--list", action="store_true", help="print the plan")
     parser.add_argument("--table", action="store_true", help="print the table only")
+    parser.add_argument("--plot", type=Path, help=".svg or .png to draw in")
     given = parser.parse_args()
     done = read_cells(given.cells)
+    if given.plot:
+        plain = plain_frames(done)
+        if not plain:
+            lacking = "no binary frames yet" if done else "missing or empty"
+            print(f"{given.cells}: {lacking}; nothing to draw", file=sys.stderr)
+            return 1
+        publish_figure(given.plot, draw_budgets(plain))
+        return 0
     if given.table:
         print("\n".join(table(done)))
         return 0
@@ -107,15 +118,16 @@ def run(cell: Cell, data_dir: Path, device: str) -> dict[str, Any]:
     start = time.perf_counter()
     net, losses = fit_arm(spec, cell.strategy, data.train, arm, loop)
     seconds = time.perf_counter() - start
-    if data.nodes is None:
+    rule = data.measured or data.nodes
+    if rule is None:
         folder = PICTURES / re.sub(r"[^\w.=+-]+", "-", cell.name)
         folder.mkdir(parents=True, exist_ok=True)
         Gallery(folder, data.validation, data.classes).hang(
             cell.strategy, net, cell.steps
         )
-    scores = compare_frames(net, data.validation, nodes=data.nodes)
+    scores = compare_frames(net, data.validation, nodes=rule)
     blur_px = BLUR_SHARE * cell.budget**0.5
-    blurred = compare_frames(net, data.validation, blur_px=blur_px, nodes=data.nodes)
+    blurred = compare_frames(net, data.validation, blur_px=blur_px, nodes=rule)
     return {
         "name": cell.name,
         **{k: v for k, v in asdict(cell).items() if k != "changes"},
@@ -150,7 +162,7 @@ def areas_of(net: SegmentNet, data: Frames) -> list[float]:
     """Percentiles of the nodes' areas: whether a sampler moves, or collapses."""
     areas = []
     for index in range(len(data.validation)):
-        frame = Frame.of(net, data.validation, index, nodes=data.nodes)
+        frame = Frame.of(net, data.validation, index, nodes=data.measured or data.nodes)
         areas.append(cell_areas(frame.segment().grid).flatten().cpu().numpy())
     found = np.percentile(np.concatenate(areas), [5, 50, 95])
     return [round(float(v), 3) for v in found]

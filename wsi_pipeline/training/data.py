@@ -184,7 +184,7 @@ class RegionSource:
 
         stacks = (_stacked(level) for level in zip(*pyramids, strict=True))
         return RegionBatch(
-            [torch.from_numpy(stack).to(device).float() / 255 for stack in stacks],
+            [torch.from_numpy(s).to(device).float().div_(255) for s in stacks],
             torch.from_numpy(_stacked(labels)).to(device),
             tensor(centre),
             tensor(matrix),
@@ -259,6 +259,8 @@ def _mirror(places: Tensor, size: int) -> Tensor:
 def _stacked(arrays: Sequence[Pixels]) -> Pixels:
     """Arrays of different sizes in one, mirrored at their right and lower edges."""
     h, w = (max(array.shape[axis] for array in arrays) for axis in (-2, -1))
+    if all(array.shape[-2:] == (h, w) for array in arrays):
+        return np.stack(arrays)
     padded = []
     for array in arrays:
         missing = (0, h - array.shape[-2]), (0, w - array.shape[-1])
