@@ -32,7 +32,7 @@ def small_spec(
     nodes: int | tuple[int, int] = 16,
     strategies: tuple[str, ...] = _ARMS,
     *,
-    resizer: bool = False,
+    resizer: str = "",
 ) -> SegmenterSpec:
     """A spec with few channels and nodes."""
     return SegmenterSpec(

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,9 +11,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from wsi_pipeline.errors import UnknownNameError
+from tests.models import small_spec
+from wsi_pipeline.errors import ModelError, UnknownNameError
+from wsi_pipeline.models.cards import SegmenterCard, find_model
 from wsi_pipeline.models.flops import count_flops
-from wsi_pipeline.models.resizer import BASES, Resizer
+from wsi_pipeline.models.resizer import BASES, Resizer, group_norm
+from wsi_pipeline.models.scoring import load_selector
+from wsi_pipeline.models.segmenter import SegmentNet, load_segmenter
+from wsi_pipeline.models.spec import SegmenterSpec
+from wsi_pipeline.models.weights import load_state
+from wsi_pipeline.training.datasets import load_dataset
+from wsi_pipeline.training.segment import train_segment
 
 sides = st.integers(1, 24)
 
@@ -212,3 +221,91 @@ def test_it_can_be_copied_and_sent_to_another_process() -> None:
         again = pickle.loads(pickle.dumps(resizer))  # noqa: S301  # our own bytes
         assert torch.equal(again(image, (4, 5)), wanted)
         assert torch.equal(copy.deepcopy(resizer)(image, (4, 5)), wanted)
+
+
+def test_batch_norm_would_mix_the_patches_of_a_batch() -> None:
+    images = torch.rand(3, 3, 16, 16)
+    for norm, apart in ((torch.nn.BatchNorm2d, False), (group_norm, True)):
+        torch.manual_seed(0)
+        resizer = Resizer(norm=norm).train()
+        torch.nn.init.normal_(resizer.last.weight, std=0.1)
+        with torch.no_grad():
+            together, alone = (resizer(x, (8, 8))[:1] for x in (images, images[:1]))
+        assert torch.allclose(together, alone, atol=1e-5) == apart
+
+
+# in a segmenter
+
+
+def _card(architecture: dict[str, object]) -> SegmenterCard:
+    return SegmenterCard(
+        sha256="0",
+        mpp=1,
+        region_px=64,
+        nodes=16,
+        architecture=architecture,
+        training={},
+        metrics={},
+    )
+
+
+@pytest.mark.parametrize(
+    ("stored", "meant"),
+    [(False, ""), (True, "bilinear"), ("", ""), ("area", "area"), (None, "")],
+)
+def test_cards_state_the_base_or_as_older_ones_whether_there_is_one(
+    stored: object, meant: str
+) -> None:
+    architecture = small_spec().to_json() | {"resizer": stored}
+    if stored is None:
+        del architecture["resizer"]
+    spec = SegmenterSpec.from_card(_card(architecture), Path("x"))
+    assert spec == small_spec(resizer=meant)
+    # what is written is read again as it was
+    assert SegmenterSpec.from_card(_card(spec.to_json()), Path("x")) == spec
+
+
+def test_a_card_with_an_unknown_base_is_refused_with_its_file() -> None:
+    architecture = small_spec().to_json() | {"resizer": "sinc"}
+    with pytest.raises(ModelError, match=r"x: .*'sinc'; there are: bilinear"):
+        SegmenterSpec.from_card(_card(architecture), Path("x"))
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_the_spec_names_the_base_of_the_nets_resizer(base: str) -> None:
+    net = SegmentNet(small_spec(resizer=base), "uniform")
+    assert net.resizer is not None
+    assert net.resizer.base == base
+
+
+@pytest.mark.parametrize("name", ["glas", "synthetic"])
+def test_shipped_models_have_no_resizer_and_load(name: str) -> None:
+    model = find_model(name)
+    assert load_segmenter(model, "uniform", "cpu").resizer is None
+    net = load_selector(model)
+    assert (net.shape.resizer, net.shape.resized_px) == ("", 0)
+    assert not any("resizer" in key for key in net.state_dict())
+
+
+def test_training_a_segmenter_moves_its_resizer_and_the_card_names_it(
+    tmp_path: Path,
+) -> None:
+    data = load_dataset("synthetic", None, images=2)
+    with pytest.raises(UnknownNameError, match="'sinc'; there are: bilinear"):
+        train_segment(data, tmp_path / "none", resizer="sinc")
+    assert not (tmp_path / "none").exists()
+    card = train_segment(
+        data,
+        tmp_path,
+        steps=2,
+        batch=2,
+        nodes=16,
+        strategies=("uniform",),
+        resizer="area",
+    )
+    spec = SegmenterSpec.from_card(card, tmp_path)
+    assert spec.resizer == "area"
+    net = SegmentNet(spec, "uniform")
+    load_state(net, tmp_path / "segmenter.safetensors", prefix="uniform.")
+    assert net.resizer is not None
+    assert bool(net.resizer.last.weight.any())

@@ -96,7 +96,7 @@ def test_a_resizer_sees_twice_the_samples_of_the_same_cells() -> None:
         seen.append((tuple(grid.shape), taps))
         return sampler(grid, taps)
 
-    net = SegmentNet(small_spec(resizer=True), "uniform").eval()
+    net = SegmentNet(small_spec(resizer="bilinear"), "uniform").eval()
     assert net(record, 1).logits.shape == (1, 3, 16, 16)
     assert seen == [((1, 32, 32, 2), 2)]
 

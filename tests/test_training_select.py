@@ -38,9 +38,11 @@ from wsi_pipeline.training.select import (
 )
 
 
-def net_of(encoder: str = "small") -> SelectorNet:
+def net_of(encoder: str = "small", resizer: str = "") -> SelectorNet:
     torch.manual_seed(0)
-    return SelectorNet(SelectorShape(encoder, 16, 2, 8, 32), ("cancer",))
+    side_px = 16 if resizer else 0
+    shape = SelectorShape(encoder, 16, 2, 8, 32, resizer, side_px)
+    return SelectorNet(shape, ("cancer",))
 
 
 def checkered(lesions: int, side: int = 8) -> Area:
@@ -59,8 +61,11 @@ def pixels_of(n: int) -> torch.Tensor:
 # the selection pass
 
 
-def test_selection_leaves_statistics_modes_and_random_state_as_they_were() -> None:
-    net = net_of("resnet18").train()
+@pytest.mark.parametrize("resizer", ["", "bilinear"])
+def test_selection_leaves_statistics_modes_and_random_state_as_they_were(
+    resizer: str,
+) -> None:
+    net = net_of("resnet18", resizer).train()
     net.attention.norm1.eval()
     modes = {name: module.training for name, module in net.named_modules()}
     state = {name: value.clone() for name, value in net.state_dict().items()}
@@ -90,8 +95,9 @@ def test_a_bag_of_no_more_than_m_patches_is_taken_whole() -> None:
     assert select_bag(net_of(), pixels_of(4), 4).tolist() == [0, 1, 2, 3]
 
 
-def test_gradient_reaches_the_selected_patches_only() -> None:
-    net = net_of().train()
+@pytest.mark.parametrize("resizer", ["", "bilinear"])
+def test_gradient_reaches_the_selected_patches_only(resizer: str) -> None:
+    net = net_of(resizer=resizer).train()
     pixels = pixels_of(12)
     ids = select_bag(net, pixels, 5)
     pixels.requires_grad_()
@@ -115,8 +121,10 @@ def test_with_all_patches_kept_a_step_is_plain_attention_training() -> None:
     torch.testing.assert_close(loss, expected)
 
 
-def test_short_bags_are_padded_without_changing_the_loss() -> None:
-    net = net_of().eval()
+@pytest.mark.parametrize("resizer", ["", "area"])
+def test_short_bags_are_padded_without_changing_the_loss(resizer: str) -> None:
+    net = net_of(resizer=resizer).eval()
+    net.encoder.train()  # what pads a bag must not enter the resizer's statistics
     patches = np.full((3, 3, 32, 32), 100, np.uint8)
     bag = Bag(patches, np.array([0], np.float32), np.zeros(3, bool))
     losses = [
@@ -289,6 +297,38 @@ def test_training_writes_weights_that_load_and_a_card_that_fits(
     assert (card.mpp, card.patch_px) == (1.0, 128)
     assert 0 <= card.metrics["auc"]["value"] <= 1
     assert {"auc_mean_pooling", "auc_random_patches"} < set(card.metrics)
+
+
+def test_a_resizer_is_trained_stored_and_stated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(select, "_AREA_PX", 256)
+    shape = SelectorShape(resizer="area", resized_px=48)
+    card = train_select(
+        "synthetic", tmp_path, data_dir=tmp_path, steps=3, areas=(6, 6), shape=shape
+    )
+    assert SelectorShape.from_json(card.architecture) == shape
+    assert card.patch_px == 128
+    net = SelectorNet(shape, card.tasks)
+    before = {n: v.clone() for n, v in net.encoder.resizer.named_parameters()}
+    assert not before["last.weight"].any()
+    load_state(net, tmp_path / "selector.safetensors")
+    # decay alone would leave what starts at zero at zero
+    assert bool(net.encoder.resizer.last.weight.all())
+    assert bool(net.encoder.resizer.last.bias.all())
+
+
+def test_steps_move_every_weight_of_the_resizer() -> None:
+    net = net_of(resizer="bilinear").train()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    before = {n: p.detach().clone() for n, p in net.encoder.resizer.named_parameters()}
+    for _ in range(2):  # in the first one gradient reaches the last layer only
+        loss = net(pixels_of(6)[None], torch.ones(1, 6, dtype=torch.bool)).sum()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    for name, parameter in net.encoder.resizer.named_parameters():
+        assert not torch.equal(parameter, before[name]), name
 
 
 def test_training_on_glas_images(tmp_path: Path) -> None:

@@ -20,6 +20,15 @@ ClassSet = Annotated[
     str | None, typer.Option(help="Another set of classes, such as 'binary' of glas.")
 ]
 ModelOut = Annotated[Path, typer.Option("--out", "-o", help="The model's folder.")]
+ResizerBase = Annotated[
+    str,
+    typer.Option(
+        "--resizer",
+        metavar="BASE",
+        help="Train a resizer before the net, which starts as this filter "
+        "('bilinear', ...); an unknown name lists them all.",
+    ),
+]
 TrainDevice = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")]
 
 tools = typer.Typer()
@@ -35,20 +44,32 @@ def train_selector(
     out: ModelOut,
     data: Data = Path("../shared/data"),
     steps: Annotated[int | None, typer.Option(help="Training steps.")] = None,
+    resizer: ResizerBase = "",
+    resized_px: Annotated[
+        int,
+        typer.Option(
+            "--resized-px",
+            metavar="N",
+            min=0,
+            help="Side in px to which --resizer brings patches; goes with it.",
+        ),
+    ] = 0,
     seed: Seed = 0,
     device: TrainDevice = "cpu",
 ) -> None:
     """Train a selector from slide-level labels."""
+    from wsi_pipeline.models.selector import SelectorShape
     from wsi_pipeline.training.describing import check_folder, describe, publish_part
     from wsi_pipeline.training.select import train_select
 
     describe(dataset)
     check_folder(out)
+    shape = SelectorShape(resizer=resizer, resized_px=resized_px)
     with terminal_of() as terminal:
         tick = terminal.ticker("train select")
         part = train_select(
             dataset, out, data_dir=data, steps=steps, seed=seed, device=device,
-            progress=tick,
+            shape=shape, progress=tick,
         )  # fmt: skip
     _say(publish_part(out, dataset, part), "segment", part.metrics)
 
@@ -65,6 +86,7 @@ def train_segmenter(
     ] = None,
     body: Annotated[str, typer.Option(help="Segmentation net.")] = "unet",
     nodes: Annotated[int, typer.Option(min=16, help="Samples along a side.")] = 64,
+    resizer: ResizerBase = "",
     batch: Annotated[int, typer.Option(min=1, help="Regions per step.")] = 8,
     images: Annotated[int, typer.Option(min=1, help="Images to paint.")] = 96,
     classes: ClassSet = None,
@@ -86,20 +108,23 @@ def train_segmenter(
     Interrupted, it goes on where it stopped when it is called again; OUT/training
     holds losses and pictures.
     """
+    from wsi_pipeline.models.resizer import check_base
     from wsi_pipeline.training.arms import LossOptions
     from wsi_pipeline.training.datasets import DatasetOptions, load_dataset
     from wsi_pipeline.training.describing import check_folder, facts_of, publish_part
     from wsi_pipeline.training.segment import train_segment
 
     check_folder(out)
+    if resizer:
+        check_base(resizer)
     wanted = DatasetOptions(images=images, classes=classes, mpp=mpp, seed=seed)
     found = load_dataset(dataset, data, options=wanted)
     with terminal_of() as terminal:
         part = train_segment(
             found, out, steps=steps, seed=seed, device=device,
             strategies=strategy or ("learned", "uniform"), body=body, nodes=nodes,
-            loss=LossOptions(focus, balanced), batch=batch, devices=devices,
-            progress=terminal.ticker("train segment"),
+            resizer=resizer, loss=LossOptions(focus, balanced), batch=batch,
+            devices=devices, progress=terminal.ticker("train segment"),
         )  # fmt: skip
     card = publish_part(out, found.name, part, facts_of(found))
     _say(card, "select", part.metrics)
@@ -124,7 +149,13 @@ def evaluate_masks_verb(
 
 @evaluate.command("segment")
 def evaluate_segmenter_verb(
-    model: Annotated[str, typer.Argument(help="Name or folder of the model.")],
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL",
+            help="Names or folders; those that differ in their seed share a row.",
+        ),
+    ],
     dataset: SegmentDataset,
     data: Data = Path("../shared/data"),
     split: Annotated[str, typer.Option(help="train, validation or test.")] = (
@@ -137,19 +168,34 @@ def evaluate_segmenter_verb(
     images: Annotated[int, typer.Option(min=1, help="Images to paint.")] = 96,
     classes: ClassSet = None,
     device: TrainDevice = "cpu",
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder for report and plot, as files."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure a segmenter on labelled images, at full resolution and at its nodes."""
-    from wsi_pipeline.models.cards import find_model
-    from wsi_pipeline.training.datasets import load_dataset
-    from wsi_pipeline.training.evaluating import evaluate_segmenter, markdown
+    """Measure segmenters on labelled images, at full resolution and at their nodes.
 
-    found = load_dataset(dataset, data, images=images, classes=classes)
-    part = found.split(split)
-    folder = find_model(model)
-    reports = evaluate_segmenter(
-        folder, part, found.classes, strategy or (), device=device
+    OUT gets report.json, report.md, and budget.svg and .png: mIoU against pixels.
+    """
+    from wsi_pipeline.models.cards import find_model
+    from wsi_pipeline.publishing import make_folder
+    from wsi_pipeline.training.datasets import load_dataset
+    from wsi_pipeline.training.evaluating import (
+        evaluate_segmenter,
+        markdown,
+        publish_reports,
     )
+
+    folders = [find_model(model) for model in models]
+    found = load_dataset(dataset, data, images=images, classes=classes)
+    if out is not None:
+        make_folder(out)
+    reports = evaluate_segmenter(
+        folders, found.split(split), found.classes, strategy or (), device=device
+    )
+    if out is not None:
+        publish_reports(out, reports)
     if as_json:
         print_json([report.to_json() for report in reports])
     else:

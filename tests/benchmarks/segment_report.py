@@ -5,9 +5,12 @@ from itertools import groupby
 from typing import Any
 
 import numpy as np
+from segment_plan import FRAME_PX, Cell
 
 from wsi_pipeline.metrics import bootstrap_interval, mean_iou
 from wsi_pipeline.training.comparing import TRIMAP_PX
+from wsi_pipeline.training.evaluating import by_group
+from wsi_pipeline.training.plots import Measured
 
 Row = dict[str, Any]
 _BAND_PX = 8
@@ -82,15 +85,24 @@ def score(counts: list[Any]) -> float:
 
 def interval(members: list[Row]) -> str:
     """95 % interval when patients are drawn anew, all seeds together."""
-    patients = sorted(set(members[0]["patients"]))
-    totals = [
-        sum(
-            np.asarray(counts)
-            for row in members
-            for counts, owner in zip(row["full"], row["patients"], strict=True)
-            if owner == patient
-        )
-        for patient in patients
-    ]
-    low, high = bootstrap_interval(np.stack(totals), mean_iou)
+    counts = np.concatenate([np.asarray(row["full"]) for row in members])
+    patients = [owner for row in members for owner in row["patients"]]
+    low, high = bootstrap_interval(by_group(counts, patients), mean_iou)
     return f"{low:.3f} to {high:.3f}"
+
+
+def plain_frames(rows: list[Row]) -> list[Measured]:
+    """Binary frames, what the plan asks of every budget: usual spec, usual steps."""
+    h, w = FRAME_PX
+    return [
+        Measured(
+            row["strategy"],
+            h * w / _nodes(row),
+            row["seed"],
+            row["miou"],
+            score(row["bound"]),
+            row["gflops"],
+        )
+        for row in rows
+        if row["data"] == "binary" and not row["changes"] and row["steps"] == Cell.steps
+    ]

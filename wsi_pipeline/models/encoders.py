@@ -2,6 +2,8 @@
 
 Every encoder is batch-independent in eval mode: a patch's embedding does not depend on
 its neighbours in the batch.
+
+A learned resizer before an encoder is part of it.
 """
 
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wsi_pipeline.models.resizer import Resizer, group_norm
 from wsi_pipeline.registry import Registry
 
 ENCODERS = Registry(
@@ -24,7 +27,9 @@ _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
 
 
-def build_encoder(name: str, width: int) -> nn.Module:
+def build_encoder(
+    name: str, width: int, resizer: str = "", resized_px: int = 0
+) -> nn.Module:
     """Make an encoder from its name in the table, with fresh weights.
 
     Parameters
@@ -33,6 +38,10 @@ def build_encoder(name: str, width: int) -> nn.Module:
         "small" or "resnet18".
     width : int
         Length D of an embedding.
+    resizer : str
+        Base filter of a `Resizer` that patches pass first; "" for none.
+    resized_px : int
+        Side of the patches that the encoder then sees.
 
     Returns
     -------
@@ -42,10 +51,10 @@ def build_encoder(name: str, width: int) -> nn.Module:
     Raises
     ------
     UnknownNameError
-        If the table has no such encoder.
+        If there is no such encoder or base filter.
     """
     encoder: nn.Module = ENCODERS.load(name)(width)
-    return encoder
+    return ResizedEncoder(encoder, resizer, resized_px) if resizer else encoder
 
 
 class PatchInput(nn.Module):
@@ -62,10 +71,52 @@ class PatchInput(nn.Module):
 
     def forward(self, patches: Tensor) -> Tensor:
         """Normalise; floats in [0, 1] are taken as they are."""
-        pixels = patches.to(self.mean.dtype)
-        if not patches.is_floating_point():
-            pixels = pixels / 255
-        return (pixels - self.mean) / self.std
+        return (_fractions(patches, self.mean.dtype) - self.mean) / self.std
+
+
+def _fractions(patches: Tensor, dtype: torch.dtype) -> Tensor:
+    """Bytes to floats in [0, 1]; floats are taken as they are."""
+    pixels = patches.to(dtype)
+    return pixels if patches.is_floating_point() else pixels / 255
+
+
+class ResizedEncoder(nn.Module):
+    """An encoder that sees patches through a learned resizer, trained with it.
+
+    Parameters
+    ----------
+    encoder : nn.Module
+        What sees the resized patches.
+    base : str
+        Base filter of the `Resizer`.
+    side_px : int
+        Side q of the resized patches; may be larger than p.
+
+    Notes
+    -----
+    GroupNorm instead of the published batch norm, as in `SmallEncoder`: running
+    statistics would drift to the salient patches, and those of a training batch would
+    mix patches and count the blank ones that pad short bags.
+
+    From 128 to 64 px, resizer and small encoder take 183 MFLOP per patch; the encoder
+    alone takes 85 at 128 px and 21 at 64.
+
+    References
+    ----------
+    Talebi and Milanfar 2021; see `Resizer`.
+    """
+
+    def __init__(self, encoder: nn.Module, base: str, side_px: int) -> None:
+        super().__init__()
+        self.resizer = Resizer(base=base, norm=group_norm)
+        self.encoder = encoder
+        self.side_px = side_px
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Embed patches: (n, 3, p, p) to (n, D)."""
+        pixels = _fractions(patches, next(self.resizer.parameters()).dtype)
+        resized = self.resizer(pixels, (self.side_px, self.side_px))  # (n, 3, q, q)
+        return as_tensor(self.encoder(resized))
 
 
 class SmallEncoder(nn.Module):

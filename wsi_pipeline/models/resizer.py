@@ -1,5 +1,8 @@
 """A learned resizer: a fixed filter with a small net that corrects it."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -9,7 +12,27 @@ from wsi_pipeline.errors import UnknownNameError
 BASES = ("bilinear", "bicubic", "area", "antialias-bilinear")
 """Filters that a `Resizer` can start from."""
 
+type Norm = Callable[[int], nn.Module]
+"""Number of channels to what normalises them."""
+
+group_norm: Norm = partial(nn.GroupNorm, 4)
+"""Normalises each image by itself, in training too."""
+
 _SLOPE = 0.2
+
+
+def check_base(name: str) -> None:
+    """Refuse a name that is no base filter.
+
+    Raises
+    ------
+    UnknownNameError
+        If it is not one of `BASES`; lists them.
+    """
+    if name not in BASES:
+        raise UnknownNameError(
+            f"unknown base filter {name!r}; there are: {', '.join(BASES)}"
+        )
 
 
 class Resizer(nn.Module):
@@ -26,6 +49,9 @@ class Resizer(nn.Module):
         Residual blocks r; 0 or more.
     base : str
         One of `BASES`.
+    norm : callable
+        Number of channels to what normalises them: batch norm, as published, or
+        `group_norm`.
 
     Raises
     ------
@@ -38,7 +64,7 @@ class Resizer(nn.Module):
     about 3 n floats per pixel of the larger of the two images in inference. Borders
     are repeated before each convolution, so in eval mode a constant image stays
     constant after training too, though maybe with another value. In training, batch
-    norm needs more than one pixel in the batch.
+    norm needs more than one pixel in the batch, and mixes its images.
 
     References
     ----------
@@ -47,13 +73,14 @@ class Resizer(nn.Module):
     """
 
     def __init__(
-        self, features: int = 16, blocks: int = 1, base: str = "bilinear"
+        self,
+        features: int = 16,
+        blocks: int = 1,
+        base: str = "bilinear",
+        norm: Norm = nn.BatchNorm2d,
     ) -> None:
         super().__init__()
-        if base not in BASES:
-            raise UnknownNameError(
-                f"unknown base filter {base!r}; there are: {', '.join(BASES)}"
-            )
+        check_base(base)
         self.base = base
         n = features
         self.before = nn.Sequential(
@@ -61,10 +88,10 @@ class Resizer(nn.Module):
             nn.LeakyReLU(_SLOPE),
             nn.Conv2d(n, n, 1),
             nn.LeakyReLU(_SLOPE),
-            nn.BatchNorm2d(n),
+            norm(n),
         )
-        self.blocks = nn.Sequential(*(_Residual(n) for _ in range(blocks)))
-        self.after = nn.Sequential(_conv3(n), nn.BatchNorm2d(n))
+        self.blocks = nn.Sequential(*(_Residual(n, norm) for _ in range(blocks)))
+        self.after = nn.Sequential(_conv3(n), norm(n))
         self.last = nn.Conv2d(n, 3, 7, padding=3, padding_mode="replicate")
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]  # it has a bias
@@ -104,14 +131,10 @@ class Resizer(nn.Module):
 class _Residual(nn.Module):
     """Two 3 x 3 convolutions added to what goes in."""
 
-    def __init__(self, n: int) -> None:
+    def __init__(self, n: int, norm: Norm) -> None:
         super().__init__()
         self.net = nn.Sequential(
-            _conv3(n),
-            nn.BatchNorm2d(n),
-            nn.LeakyReLU(_SLOPE),
-            _conv3(n),
-            nn.BatchNorm2d(n),
+            _conv3(n), norm(n), nn.LeakyReLU(_SLOPE), _conv3(n), norm(n)
         )
 
     def forward(self, features: Tensor) -> Tensor:
@@ -121,5 +144,5 @@ class _Residual(nn.Module):
 
 
 def _conv3(n: int) -> nn.Conv2d:
-    """A 3 x 3 convolution with repeated borders; batch norm brings the bias."""
+    """A 3 x 3 convolution with repeated borders; the norm brings the bias."""
     return nn.Conv2d(n, n, 3, padding=1, padding_mode="replicate", bias=False)

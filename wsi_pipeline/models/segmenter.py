@@ -65,7 +65,7 @@ class SegmentNet(nn.Module):
         self.spec = spec
         self.strategy = find_strategy(strategy)
         self.placer = self.strategy.placer(spec)
-        self.resizer = Resizer() if spec.resizer else None
+        self.resizer = Resizer(base=spec.resizer) if spec.resizer else None
         options = spec.body_options
         if spec.body == "unet":
             options = {"widths": list(spec.widths)} | options

@@ -13,8 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from wsi_pipeline.errors import ModelError
+from wsi_pipeline.errors import ConfigError, ModelError, UnknownNameError
 from wsi_pipeline.models.encoders import build_encoder
+from wsi_pipeline.models.resizer import check_base
+
+_SINCE: dict[str, Any] = {"resizer": "", "resized_px": 0}  # Any: JSON values
+"""What older cards do not state."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +37,17 @@ class SelectorShape:
         Length of a head's keys and values.
     inner_width : int
         Hidden width of the MLP.
+    resizer : str
+        Base filter of a learned `Resizer` before the encoder; "" for none.
+    resized_px : int
+        Side to which it brings the patches; 0 where there is none.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such base filter.
+    ConfigError
+        If there is a resizer without a side, or a side without a resizer.
     """
 
     encoder: str = "small"
@@ -40,16 +55,29 @@ class SelectorShape:
     heads: int = 4
     key_width: int = 32
     inner_width: int = 256
+    resizer: str = ""
+    resized_px: int = 0
+
+    def __post_init__(self) -> None:
+        if self.resizer:
+            check_base(self.resizer)
+        if bool(self.resizer) != (self.resized_px > 0):
+            raise ConfigError(
+                "a resizer and the side of what it makes are given together "
+                f"(--resizer, --resized-px); got {self.resizer!r} and "
+                f"{self.resized_px}"
+            )
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Read a card's ``architecture``.
+        """Read a card's ``architecture``; older ones know nothing of a resizer.
 
         Raises
         ------
         ModelError
-            If a key is missing, unknown, or of the wrong type.
+            If a key is missing, unknown, or does not fit.
         """
+        data = _SINCE | dict(data)
         fields = {field.name: field.type for field in dataclasses.fields(cls)}
         if set(data) != set(fields):
             raise ModelError(
@@ -57,11 +85,15 @@ class SelectorShape:
                 f"expected {sorted(fields)}"
             )
         for name, kind in fields.items():
-            if type(data[name]) is not kind or (kind is int and data[name] < 1):
+            least = 0 if name == "resized_px" else 1
+            if type(data[name]) is not kind or (kind is int and data[name] < least):
                 raise ModelError(
                     f"selector architecture: {name} = {data[name]!r} does not fit"
                 )
-        return cls(**data)
+        try:
+            return cls(**data)
+        except (ConfigError, UnknownNameError) as error:
+            raise ModelError(f"selector architecture: {error}") from error
 
     def to_json(self) -> dict[str, Any]:
         """As stored in the card."""
@@ -173,7 +205,9 @@ class SelectorNet(nn.Module):
         if not tasks:
             raise ModelError("a selector needs at least one task, got none")
         self.shape, self.tasks = shape, tasks
-        self.encoder = build_encoder(shape.encoder, shape.width)
+        self.encoder = build_encoder(
+            shape.encoder, shape.width, shape.resizer, shape.resized_px
+        )
         self.attention = CrossAttention(
             shape.width,
             len(tasks),

@@ -4,8 +4,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from wsi_pipeline.errors import ModelError
+from wsi_pipeline.errors import ModelError, UnknownNameError
 from wsi_pipeline.models.cards import SegmenterCard
+from wsi_pipeline.models.resizer import check_base
 from wsi_pipeline.models.sampling import TAPS
 
 
@@ -35,8 +36,14 @@ class SegmenterSpec:
         Segmentation net, a name in the table of bodies.
     body_options : mapping
         Options of the body (JSON values); `widths` for the default one.
-    resizer : bool
-        Whether a learned resizer stands between the samples and the body.
+    resizer : str
+        Base filter of a learned `Resizer` between the samples and the body; "" for
+        none.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such base filter.
     """
 
     classes: int
@@ -51,7 +58,11 @@ class SegmenterSpec:
     strategies: tuple[str, ...] = ("learned", "uniform")
     body: str = "unet"
     body_options: dict[str, Any] = field(default_factory=dict)
-    resizer: bool = False
+    resizer: str = ""
+
+    def __post_init__(self) -> None:
+        if self.resizer:
+            check_base(self.resizer)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -79,6 +90,9 @@ class SegmenterSpec:
                 key: tuple(value) if isinstance(value, list) else value
                 for key, value in card.architecture.items()
             }
+            if isinstance(known := values.get("resizer"), bool):
+                # older cards: whether there is one, which was always bilinear
+                values["resizer"] = "bilinear" if known else ""
             return cls(**values)
-        except TypeError as error:
+        except (TypeError, UnknownNameError) as error:
             raise ModelError(f"{file}: unknown architecture: {error}") from error

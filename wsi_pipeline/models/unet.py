@@ -44,7 +44,7 @@ class UNet(nn.Module):
         for block, skip in zip(self.up, skips[-2::-1], strict=True):
             x = functional.interpolate(x, size=skip.shape[-2:], mode="bilinear")
             if x.requires_grad:
-                x.register_hook(_packed)
+                x.register_hook(_packed)  # type: ignore[no-untyped-call]  # torch
             x = block(torch.cat([x, skip], dim=1))
         out: Tensor = self.head(x)
         return out

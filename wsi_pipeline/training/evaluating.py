@@ -1,44 +1,52 @@
-"""Evaluates a model's segmenter on a labelled dataset: figures, JSON and Markdown."""
+"""Evaluates segmenters on a labelled dataset: figures, JSON, Markdown and a plot."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from wsi_pipeline.classes import MaskClass
 from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.metrics import bootstrap_interval, dice, iou, mean_iou
-from wsi_pipeline.models.cards import ModelFolder
+from wsi_pipeline.models.cards import ModelFolder, SegmenterCard
 from wsi_pipeline.models.segmenter import load_segmenter
+from wsi_pipeline.models.spec import SegmenterSpec
 from wsi_pipeline.process import peak_resident_bytes, reset_peaks
+from wsi_pipeline.publishing import make_folder, publish_bytes, publish_json
 from wsi_pipeline.training.comparing import TRIMAP_PX, FrameScores, compare_frames
 from wsi_pipeline.training.data import LabelledImages
 from wsi_pipeline.training.frames import cropped
+from wsi_pipeline.training.plots import Measured, draw_budgets, publish_figure
+
+_NEAR_PX = 8
+_NO_CHOICE = frozenset({"seed", "device", "strategies"})
+"""What a card says of a training that makes it no other one; the last are results."""
+_OWN_COLUMNS = frozenset({"classes", "nodes", "strategies"})
+"""Parts of an architecture that the report shows in another place."""
 
 
 @dataclass(frozen=True)
-class ArmReport:
-    """What one strategy of a model reaches.
+class SeedScores:
+    """What one model reaches.
 
     Parameters
     ----------
-    strategy : str
-        Its name.
-    classes : tuple of str
-        Names of the classes, by value.
-    groups : tuple of str
-        Patient of each region.
+    model : str
+        Its folder.
+    seed : int or None
+        Of its training; None where the card does not state it.
     scores : FrameScores
         Counts per region.
     peak_bytes : int
         Largest resident memory while it ran.
     """
 
-    strategy: str
-    classes: tuple[str, ...]
-    groups: tuple[str, ...]
+    model: str
+    seed: int | None
     scores: FrameScores
     peak_bytes: int
 
@@ -48,31 +56,106 @@ class ArmReport:
         return mean_iou(self.scores.full.sum(axis=0))
 
     @property
+    def at_nodes(self) -> float:
+        """Mean IoU between nodes."""
+        return mean_iou(self.scores.nodes.sum(axis=0))
+
+    @property
+    def bound(self) -> float:
+        """Mean IoU of the nodes' true classes, read back as a prediction is."""
+        return mean_iou(self.scores.bound.sum(axis=0))
+
+    def to_json(self) -> dict[str, Any]:
+        """What differs between seeds, as JSON values."""
+        return {
+            "model": self.model,
+            "seed": self.seed,
+            "miou": self.miou,
+            "miou_at_nodes": self.at_nodes,
+            "miou_bound": self.bound,
+            "counts": self.scores.full.sum(axis=0).tolist(),
+        }
+
+
+@dataclass(frozen=True)
+class ArmReport:
+    """What one strategy reaches, trained with one seed or several.
+
+    Parameters
+    ----------
+    strategy : str
+        Its name.
+    name : str
+        The strategy, and what else of its training differs from the other reports'.
+    region_px : int
+        Side of a region.
+    nodes : (int, int)
+        Rows and columns of a region.
+    classes : tuple of str
+        Names of the classes, by value.
+    groups : tuple of str
+        Patient of each region.
+    seeds : tuple of SeedScores
+        At least one, of the same regions.
+    """
+
+    strategy: str
+    name: str
+    region_px: int
+    nodes: tuple[int, int]
+    classes: tuple[str, ...]
+    groups: tuple[str, ...]
+    seeds: tuple[SeedScores, ...]
+
+    @property
+    def pixels_per_node(self) -> float:
+        """Pixels of a region per node."""
+        return self.region_px**2 / (self.nodes[0] * self.nodes[1])
+
+    @property
+    def miou(self) -> float:
+        """Mean over seeds of their mIoU."""
+        return float(np.mean([seed.miou for seed in self.seeds]))
+
+    @property
     def interval(self) -> tuple[float, float]:
-        """95 % percentile interval of `miou` when patients are drawn anew."""
-        return bootstrap_interval(by_group(self.scores.full, self.groups), mean_iou)
+        """95 % percentile interval of mIoU when patients are drawn anew, all seeds."""
+        counts = np.concatenate([seed.scores.full for seed in self.seeds])
+        patients = by_group(counts, self.groups * len(self.seeds))
+        return bootstrap_interval(patients, mean_iou)
+
+    @property
+    def gflops(self) -> float:
+        """Of a region; the same for every seed."""
+        return self.seeds[0].scores.flops / 1e9
 
     def to_json(self) -> dict[str, Any]:
         """All figures as JSON values; classes that do not occur are null."""
-        full = self.scores.full.sum(axis=0)
-        near = self.scores.near.sum(axis=0)
+        scores = [seed.scores for seed in self.seeds]
+        full = np.sum([part.full.sum(axis=0) for part in scores], axis=0)
+        near = np.sum([part.near.sum(axis=0) for part in scores], axis=0)
         return {
             "strategy": self.strategy,
+            "name": self.name,
+            "region_px": self.region_px,
+            "nodes": list(self.nodes),
+            "pixels_per_node": self.pixels_per_node,
             "patients": len(set(self.groups)),
             "regions": len(self.groups),
+            "seeds": [seed.to_json() for seed in self.seeds],
             "miou": self.miou,
             "miou_interval_by_patient": list(self.interval),
             "iou": self._named(iou(full)),
             "dice": self._named(dice(full)),
-            "miou_at_nodes": mean_iou(self.scores.nodes.sum(axis=0)),
-            "miou_bound": mean_iou(self.scores.bound.sum(axis=0)),
+            "miou_at_nodes": float(np.mean([seed.at_nodes for seed in self.seeds])),
+            "miou_bound": float(np.mean([seed.bound for seed in self.seeds])),
             "accuracy_within_px": {
                 str(width): float(right / total) if total else None
                 for width, (right, total) in zip(TRIMAP_PX, near, strict=True)
             },
-            "gflops_per_region": self.scores.flops / 1e9,
-            "seconds_per_megapixel": self.scores.seconds,
-            "peak_bytes": self.peak_bytes,
+            "gflops_per_region": self.gflops,
+            "seconds_per_megapixel": float(np.mean([part.seconds for part in scores])),
+            "peak_bytes": max(seed.peak_bytes for seed in self.seeds),
             "counts": full.tolist(),
         }
 
@@ -84,7 +167,7 @@ class ArmReport:
 
 
 def evaluate_segmenter(
-    model: ModelFolder,
+    models: Sequence[ModelFolder],
     data: LabelledImages,
     classes: Sequence[MaskClass],
     strategies: Sequence[str] = (),
@@ -95,45 +178,120 @@ def evaluate_segmenter(
 
     Parameters
     ----------
-    model : ModelFolder
-        The model.
+    models : sequence of ModelFolder
+        The models; those whose cards differ in nothing but the seed share a report.
     data : LabelledImages
-        Images it was not trained on, at its um/px.
+        Images that they were not trained on, at their um/px.
     classes : sequence of MaskClass
-        Of the labels; by value, they are the model's.
+        Of the labels; by value, they are the models'.
     strategies : sequence of str
-        What to evaluate; left out, all that the model has weights for.
+        What to evaluate; left out, all that a model has weights for.
     device : str
         "cpu", "cuda" or "cuda:N".
 
     Raises
     ------
     ConfigError
-        If the model has another number of classes.
+        If a model has another number of classes, or nothing tells two models apart.
     UnknownNameError
-        If the model has no weights for a strategy.
+        If a model has no weights for a strategy.
     ModelError
         If its files do not fit its card.
     """
-    card = model.card.segmenter
-    names = tuple(c.name for c in model.card.classes)
-    if len(classes) != len(names):
-        raise ConfigError(
-            f"model {model.card.name!r} has {len(names)} classes "
-            f"({', '.join(names)}), the dataset {len(classes)} "
-            f"({', '.join(c.name for c in classes)})"
-        )
-    wanted = tuple(strategies) or tuple(card.architecture["strategies"])
-    regions = cropped(data, card.region_px)
+    plan = _plan(models, classes, strategies)
+    names = _names(list(plan))
     reports = []
-    for strategy in wanted:
-        net = load_segmenter(model, strategy, device)
-        reset_peaks()
-        scores = compare_frames(net, regions)
+    for name, (arm, members) in zip(names, plan.items(), strict=True):
+        regions = cropped(data, arm.region_px)
+        seeds = []
+        for seed, model in members.items():
+            net = load_segmenter(model, arm.strategy, device)
+            reset_peaks()
+            scores = compare_frames(net, regions)
+            peak = peak_resident_bytes()
+            seeds.append(SeedScores(str(model.path), seed, scores, peak))
         reports.append(
-            ArmReport(strategy, names, regions.groups, scores, peak_resident_bytes())
+            ArmReport(
+                arm.strategy,
+                name,
+                arm.region_px,
+                arm.nodes,
+                tuple(kind.name for kind in classes),
+                regions.groups,
+                tuple(seeds),
+            )
         )
     return reports
+
+
+@dataclass(frozen=True)
+class _Arm:
+    """What the seeds of a training have in common; `settings` are (key, text)."""
+
+    strategy: str
+    region_px: int
+    nodes: tuple[int, int]
+    settings: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def of(cls, spec: SegmenterSpec, strategy: str, card: SegmenterCard) -> "_Arm":
+        """A strategy of a model."""
+        architecture, training = spec.to_json(), card.training
+        settings = {
+            **{k: v for k, v in training.items() if k not in _NO_CHOICE},
+            **{k: v for k, v in architecture.items() if k not in _OWN_COLUMNS},
+            "region_px": card.region_px,
+            "mpp": card.mpp,
+        }
+        texts = sorted((key, _text(value)) for key, value in settings.items())
+        return cls(strategy, card.region_px, spec.shape, tuple(texts))
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
+
+
+def _plan(
+    models: Sequence[ModelFolder],
+    classes: Sequence[MaskClass],
+    strategies: Sequence[str],
+) -> dict[_Arm, dict[int | None, ModelFolder]]:
+    """What is measured, by training and seed; everything is checked here."""
+    plan: dict[_Arm, dict[int | None, ModelFolder]] = {}
+    for model in models:
+        card = model.card.segmenter
+        names = [kind.name for kind in model.card.classes]
+        if len(classes) != len(names):
+            raise ConfigError(
+                f"{model.path}: the model has {len(names)} classes "
+                f"({', '.join(names)}), the dataset {len(classes)} "
+                f"({', '.join(kind.name for kind in classes)})"
+            )
+        for strategy in strategies or card.architecture["strategies"]:
+            # loaded again when its turn comes: a bad file shows before the first one's
+            spec = load_segmenter(model, strategy, "cpu").spec
+            members = plan.setdefault(_Arm.of(spec, strategy, card), {})
+            seed = card.training.get("seed")
+            if seed in members:
+                raise ConfigError(
+                    f"{members[seed].path} and {model.path}: by their cards the same "
+                    f"training, seed {seed} of both; evaluate them one by one"
+                )
+            members[seed] = model
+    return plan
+
+
+def _names(arms: Sequence[_Arm]) -> list[str]:
+    """Strategies, and those settings in which not all arms agree."""
+    settings = [dict(arm.settings) for arm in arms]
+    keys = sorted({key for found in settings for key in found})
+    differ = [key for key in keys if len({found.get(key) for found in settings}) > 1]
+    return [
+        ", ".join([arm.strategy, *(f"{k} {found[k]}" for k in differ if k in found)])
+        for arm, found in zip(arms, settings, strict=True)
+    ]
 
 
 def by_group(counts: NDArray[np.int64], groups: Sequence[str]) -> NDArray[np.int64]:
@@ -143,33 +301,69 @@ def by_group(counts: NDArray[np.int64], groups: Sequence[str]) -> NDArray[np.int
     return np.stack([counts[owner == index].sum(axis=0) for index in range(len(names))])
 
 
+def publish_reports(folder: Path, reports: Sequence[ArmReport]) -> None:
+    """Write ``report.json``, ``report.md``, ``budget.svg`` and ``budget.png``.
+
+    Raises
+    ------
+    ExportError
+        If the folder cannot be written.
+    """
+    make_folder(folder)
+    publish_json(folder / "report.json", [report.to_json() for report in reports])
+    text = "\n".join(markdown(reports)) + "\n"
+    publish_bytes(folder / "report.md", text.encode())
+    figure = draw_budgets(
+        [
+            Measured(
+                report.name,
+                report.pixels_per_node,
+                seed.seed,
+                seed.miou,
+                seed.bound,
+                report.gflops,
+            )
+            for report in reports
+            for seed in report.seeds
+        ]
+    )
+    for suffix in ("svg", "png"):
+        publish_figure(folder / f"budget.{suffix}", figure)
+
+
 def markdown(reports: Sequence[ArmReport]) -> Iterator[str]:
     """One line per strategy, and one table of IoU per class."""
     yield (
-        "| strategy | mIoU | 95 % by patient | at nodes | bound | within 8 px | GFLOP "
-        "| s/MP | MiB |"
+        "| strategy | nodes | pixels per node | seeds | mIoU of each | mean "
+        f"| 95 % by patient | at nodes | bound | within {_NEAR_PX} px | GFLOP | s/MP "
+        "| MiB |"
     )
-    yield "|---|--:|---|--:|--:|--:|--:|--:|--:|"
-    for report in reports:
-        right, total = report.scores.near.sum(axis=0)[TRIMAP_PX.index(8)]
+    yield "|---|--:|--:|--:|--:|--:|---|--:|--:|--:|--:|--:|--:|"
+    found = [report.to_json() for report in reports]
+    for report, values in zip(reports, found, strict=True):
         low, high = report.interval
+        near = values["accuracy_within_px"][str(_NEAR_PX)]
         cells = (
-            report.strategy,
+            report.name,
+            f"{report.nodes[0]} x {report.nodes[1]}",
+            f"{report.pixels_per_node:.0f}",
+            " / ".join("" if s.seed is None else str(s.seed) for s in report.seeds),
+            " / ".join(f"{seed.miou:.3f}" for seed in report.seeds),
             f"{report.miou:.3f}",
             f"{low:.3f} to {high:.3f}",
-            f"{mean_iou(report.scores.nodes.sum(axis=0)):.3f}",
-            f"{mean_iou(report.scores.bound.sum(axis=0)):.3f}",
-            f"{right / total:.3f}" if total else "",
-            f"{report.scores.flops / 1e9:.2f}",
-            f"{report.scores.seconds:.2f}",
-            f"{report.peak_bytes / 2**20:.0f}",
+            f"{values['miou_at_nodes']:.3f}",
+            f"{values['miou_bound']:.3f}",
+            "" if near is None else f"{near:.3f}",
+            f"{report.gflops:.2f}",
+            f"{values['seconds_per_megapixel']:.2f}",
+            f"{values['peak_bytes'] / 2**20:.0f}",
         )
         yield f"| {' | '.join(cells)} |"
     yield ""
-    yield f"| IoU of | {' | '.join(report.strategy for report in reports)} |"
+    titles = [f"{report.name} 1/{report.pixels_per_node:.0f}" for report in reports]
+    yield f"| IoU of | {' | '.join(titles)} |"
     yield "|---|" + "--:|" * len(reports)
-    columns = [report.to_json()["iou"] for report in reports]
     for name in reports[0].classes:
-        found = [column[name] for column in columns]
-        shown = ["" if value is None else f"{value:.3f}" for value in found]
-        yield f"| {name} | {' | '.join(shown)} |"
+        shown = [values["iou"][name] for values in found]
+        texts = ["" if value is None else f"{value:.3f}" for value in shown]
+        yield f"| {name} | {' | '.join(texts)} |"
