@@ -5,9 +5,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.grids import place_of, random_density
+from tests.grids import SIGMA, place_of, random_density
+from wsi_pipeline.models.density import density_to_grid
 from wsi_pipeline.models.inverse import invert_grid
-from wsi_pipeline.models.marginals import invert_marginal_grid, marginal_grid
+from wsi_pipeline.models.marginals import (
+    invert_marginal_grid,
+    marginal_grid,
+    zoomed_grid,
+)
 from wsi_pipeline.models.sampling import identity_grid, quad_areas
 
 
@@ -47,6 +52,54 @@ def test_separable_grids_are_pinned_and_never_fold(seed: int, std: float) -> Non
         assert (edge - place).abs().max() < 1e-12
     assert quad_areas(grid).min() > 0
     assert float(quad_areas(grid).sum()) == pytest.approx(19 * 30, abs=1e-6)
+
+
+@given(seed=st.integers(0, 999), std=st.floats(0, 3))
+@settings(max_examples=25)
+def test_zoomed_grids_are_pinned_and_never_fold(seed: int, std: float) -> None:
+    grid = zoomed_grid(random_density(20, 31, seed=seed, std=std), SIGMA)
+    x, y = grid[0].unbind(-1)
+    for edge, place in ((x[:, 0], -1), (x[:, -1], 1), (y[0], -1), (y[-1], 1)):
+        assert (edge - place).abs().max() < 1e-9
+    assert quad_areas(grid).min() > 0
+    even = zoomed_grid(torch.ones(1, 1, 20, 31).double(), SIGMA)
+    torch.testing.assert_close(even, identity_grid(20, 31, torch.float64))
+
+
+def test_zooming_frames_tissue_that_fills_a_part_and_follows_what_is_in_it() -> None:
+    """Tissue on a quarter of the region, with one spot of interest."""
+    density = torch.full((1, 1, 36, 48), 0.05).double()
+    density[..., 4:22, 20:44] = 1.0
+    density[..., 8:11, 26:30] = 4.0
+
+    def inside(grid: torch.Tensor) -> float:
+        column, row = (grid[0, ..., 0] + 1) / 2 * 47, (grid[0, ..., 1] + 1) / 2 * 35
+        return float(
+            ((row > 3.5) & (row < 21.5) & (column > 19.5) & (column < 43.5))
+            .double()
+            .mean()
+        )
+
+    zoomed, kernel = zoomed_grid(density, SIGMA), density_to_grid(density, SIGMA)
+    assert inside(identity_grid(36, 48)) == pytest.approx(0.25, abs=0.01)
+    assert inside(kernel) < 0.4
+    assert inside(zoomed) > 0.7
+    # the spot draws nodes beyond what the frame alone gives it
+    spot = torch.tensor([28 / 47 * 2 - 1, 9 / 35 * 2 - 1]).double()
+    near = [
+        int(((grid[0] - spot).abs() < 0.06).all(dim=-1).sum())
+        for grid in (zoomed, marginal_grid(density))
+    ]
+    assert near[0] > 1.2 * near[1] > 0
+
+
+def test_a_separable_density_leaves_the_kernel_little_to_do() -> None:
+    x = torch.linspace(-3, 3, 48).double()
+    bump = 0.1 + torch.exp(-(x**2))
+    density = (torch.ones(36, 1).double() * bump)[None, None]
+    zoomed, framed = zoomed_grid(density, SIGMA), marginal_grid(density)
+    assert (framed - identity_grid(36, 48, torch.float64)).abs().max() > 0.2
+    assert (zoomed - framed).abs().max() < 0.03
 
 
 def test_separable_maps_follow_flips_and_the_floor() -> None:

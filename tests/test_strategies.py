@@ -69,7 +69,7 @@ def test_every_strategy_places_nodes_that_keep_the_border(name: str) -> None:
 
 def test_other_numbers_of_nodes_are_placed_by_the_same_net() -> None:
     torch.manual_seed(0)
-    for name in ("learned", "uniform", "edge", "fixed", "separable"):
+    for name in ("learned", "uniform", "edge", "fixed", "separable", "zoomed"):
         net = shaken(SegmentNet(small_spec(nodes=16), name))
         assert net(sampler, 1, (20, 33)).logits.shape == (1, 3, 20, 33)
 
@@ -110,7 +110,7 @@ def test_what_needs_the_truth_says_so() -> None:
 
 def test_gradients_reach_what_places_nodes() -> None:
     torch.manual_seed(0)
-    for name in ("learned", "saliency", "jin", "separable"):
+    for name in ("learned", "saliency", "jin", "separable", "zoomed"):
         net = SegmentNet(small_spec(), name)
         net(sampler, 2).logits.square().mean().backward()
         total = sum(
@@ -225,7 +225,7 @@ def test_a_placer_may_see_fewer_samples_than_there_are_nodes() -> None:
         seen.append(tuple(grid.shape[1:3]))
         return sampler(grid, taps)
 
-    for name in ("learned", "edge", "separable"):
+    for name in ("learned", "edge", "separable", "zoomed"):
         seen.clear()
         spec = replace(small_spec(nodes=(17, 24)), view_stride=2)
         found = shaken(SegmentNet(spec, name))(record, 2)

@@ -1,13 +1,16 @@
 """Spreads rows and columns by a density's marginals: the separable map, in closed form.
 
 Each axis is a distribution of its own. Nodes lie at its quantiles, so nothing folds,
-whatever the density, and the inverse is linear between neighbours.
+whatever the density, and the inverse is linear between neighbours. Where tissue fills
+a part of the region this frames it; what is left to do there, the kernel's map does.
 """
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from wsi_pipeline.models.density import with_floor
+from wsi_pipeline.models.density import density_to_grid, with_floor
+from wsi_pipeline.models.sampling import cell_areas
 
 
 def marginal_grid(density: Tensor, *, floor: float = 0.0) -> Tensor:
@@ -48,6 +51,39 @@ def marginal_grid(density: Tensor, *, floor: float = 0.0) -> Tensor:
     return torch.stack(
         [x[:, None, :].expand(n, h, w), y[:, :, None].expand(n, h, w)], dim=-1
     )
+
+
+def zoomed_grid(density: Tensor, sigma: float, *, floor: float = 0.0) -> Tensor:
+    """`marginal_grid`, and `density_to_grid` of what the density is on its nodes.
+
+    Parameters
+    ----------
+    density, floor
+        As for `marginal_grid`.
+    sigma : float
+        As for `density_to_grid`.
+
+    Returns
+    -------
+    (n, h, w, 2) float32 tensor, float64 for a float64 density
+        x and y in [-1, 1]; an even density gives `identity_grid`, and a separable one
+        nearly `marginal_grid`. Differentiable.
+
+    Notes
+    -----
+    The kernel moves nodes by a few sigma; the marginals move them across the region.
+    """
+    values = with_floor(density, floor)
+    framed = marginal_grid(values)
+    seen = functional.grid_sample(
+        values, framed, padding_mode="border", align_corners=True
+    )
+    # a node counts for the area that it has come to stand for
+    near = density_to_grid(seen * cell_areas(framed), sigma)
+    moved = functional.grid_sample(
+        framed.permute(0, 3, 1, 2), near, padding_mode="border", align_corners=True
+    )
+    return moved.permute(0, 2, 3, 1)
 
 
 def invert_marginal_grid(grid: Tensor, size: tuple[int, int]) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from wsi_pipeline.models.density import DensityNet, density_to_grid
-from wsi_pipeline.models.marginals import marginal_grid
+from wsi_pipeline.models.marginals import marginal_grid, zoomed_grid
 from wsi_pipeline.models.sampling import identity_grid
 from wsi_pipeline.models.unet import UNet
 
@@ -83,6 +83,21 @@ class MarginalPlacer(nn.Module):
         """(n, 3, h', w') view to h x w nodes."""
         density = resized(self.net(view), nodes)
         return Placement(marginal_grid(density), density)
+
+
+class ZoomPlacer(DensityPlacer):
+    """Predicts a density, frames it by its marginals, and moves nodes towards the rest.
+
+    Parameters
+    ----------
+    net, sigma
+        As for `DensityPlacer`.
+    """
+
+    def forward(self, view: Tensor, nodes: tuple[int, int]) -> Placement:
+        """(n, 3, h', w') view to h x w nodes."""
+        density = resized(self.net(view), nodes)
+        return Placement(zoomed_grid(density, self.sigma), density)
 
 
 class FixedPlacer(nn.Module):

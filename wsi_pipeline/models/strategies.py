@@ -15,6 +15,7 @@ from wsi_pipeline.models.placing import (
     FixedPlacer,
     GivenPlacer,
     MarginalPlacer,
+    ZoomPlacer,
 )
 from wsi_pipeline.models.spec import SegmenterSpec
 
@@ -69,6 +70,10 @@ def _even(_: SegmenterSpec) -> nn.Module:
 
 def _density(spec: SegmenterSpec) -> nn.Module:
     return DensityPlacer(_net(spec), spec.sigma)
+
+
+def _zoomed(spec: SegmenterSpec) -> nn.Module:
+    return ZoomPlacer(_net(spec), spec.sigma)
 
 
 def _marginals(spec: SegmenterSpec) -> nn.Module:
@@ -135,6 +140,14 @@ STRATEGIES: dict[str, Strategy] = {
     "separable": Strategy(
         "density net, joint; rows and columns spread by its marginals",
         _marginals,
+        teacher="edges",
+        joint=True,
+        edge_loss=0.1,
+    ),
+    "zoomed": Strategy(
+        "as `learned`, but rows and columns spread by the marginals first: for tissue "
+        "that fills a part of its region",
+        _zoomed,
         teacher="edges",
         joint=True,
         edge_loss=0.1,
