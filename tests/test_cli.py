@@ -11,8 +11,8 @@ import pytest
 VERBS = [
     (), ("info",), ("run",), ("tile",), ("tissue",), ("select",), ("segment",),
     ("stitch",), ("export",), ("train",), ("train", "select"), ("train", "segment"),
-    ("evaluate",), ("evaluate", "masks"), ("synth",), ("demo",), ("report",),
-    ("check-geojson",),
+    ("evaluate",), ("evaluate", "masks"), ("evaluate", "segment"), ("synth",),
+    ("synth-strips",), ("demo",), ("report",), ("check-geojson",),
 ]  # fmt: skip
 HEAVY = "torch", "dask", "distributed", "zarr"
 SCRIPT = """

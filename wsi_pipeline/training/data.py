@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from wsi_pipeline.models.sampling import (
     cell_areas,
@@ -105,11 +106,18 @@ class RegionBatch:
     @torch.no_grad()
     def tap_labels(self, grid: Tensor, taps: int) -> Tensor:
         """Classes at the taps of the nodes: (n, h * taps, w * taps) int64."""
-        places = tap_places(self._places(grid), taps)
         h, w = self.labels.shape[-2:]
-        x, y = _mirror(places[..., 0], w), _mirror(places[..., 1], h)
-        nth = torch.arange(len(places), device=places.device)[:, None, None]
-        return self.labels[nth, y, x].long()
+        edges = grid.new_tensor([w, h])
+        # from edge to edge is -1 to 1, so that edges are what is mirrored
+        places = (tap_places(self._places(grid), taps) + 0.5) * (2 / edges) - 1
+        nearest = functional.grid_sample(
+            self.labels[:, None].to(places.dtype),
+            places,
+            mode="nearest",
+            padding_mode="reflection",
+            align_corners=False,
+        )
+        return nearest[:, 0].long()
 
     def _places(self, grid: Tensor) -> Tensor:
         """Grid coordinates to pixels of level 0, (n, h, w, 2)."""
@@ -247,13 +255,6 @@ def first_level(
     Level 1 saves most of the pixels, and wide cells do not miss level 0.
     """
     return min(1, read_level(net, max(size_px), max(nodes)))
-
-
-def _mirror(places: Tensor, size: int) -> Tensor:
-    """Nearest pixel of a place, mirrored at the edges of the image."""
-    folded = torch.remainder(places + 0.5, 2 * size)
-    inside = torch.where(folded < size, folded, 2 * size - folded)
-    return inside.floor().long().clamp(0, size - 1)
 
 
 def _stacked(arrays: Sequence[Pixels]) -> Pixels:
