@@ -16,34 +16,46 @@ def tissue(n: int = 2, side: int = 16) -> torch.Tensor:
 
 def test_nothing_changes_at_strength_zero() -> None:
     pixels = tissue()
-    torch.testing.assert_close(StainJitter(0, 0)(pixels), pixels, atol=1e-5, rtol=1e-4)
+    still = StainJitter(0, 0, 0)(pixels)
+    torch.testing.assert_close(still, pixels, atol=1e-5, rtol=1e-4)
 
 
-def test_glass_without_shift_stays_white() -> None:
+def test_glass_stays_white() -> None:
     white = torch.ones(1, 3, 4, 4)
-    torch.testing.assert_close(StainJitter(0.5, 0)(white), white)
+    torch.testing.assert_close(StainJitter()(white), white)
 
 
 @given(seed=st.integers(0, 2**31 - 1))
 @settings(max_examples=30)
-def test_amounts_of_stain_are_scaled_and_shifted_and_nothing_else(seed: int) -> None:
-    jitter = StainJitter(0.2, 0.02)
+def test_amounts_of_stain_are_scaled_and_nothing_else(seed: int) -> None:
+    jitter = StainJitter(0.4, 0.1, 0)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         drawn = jitter.make_params([])
-    assert (drawn["scale"] - 1).abs().max() <= 0.2
-    assert drawn["shift"].abs().max() <= 0.02
+    amounts = drawn["amounts"]
+    assert amounts.log().abs().max() <= 0.5 + 1e-6
+    assert amounts.log().max() - amounts.log().min() <= 0.2 + 1e-6
     pixels = tissue(1)
     varied = jitter.transform(pixels, drawn)
     assert 0 <= varied.min() <= varied.max() <= 1
-    open_ = varied < 1  # what turned white has lost its amounts
-    density, wanted = -varied.log(), -pixels.log()
-    to_hed = jitter._to_hed
-    found = torch.einsum("nchw,cs->nshw", density, to_hed)
-    expected = torch.einsum("nchw,cs->nshw", wanted, to_hed)
-    expected = expected * drawn["scale"][:, None, None] + drawn["shift"][:, None, None]
-    whole = open_.all(dim=1, keepdim=True).expand_as(found)
-    torch.testing.assert_close(found[whole], expected[whole], atol=1e-4, rtol=1e-3)
+    before, after = (
+        torch.einsum("nchw,cs->nshw", -image.log(), jitter._to_hed)
+        for image in (pixels, varied)
+    )
+    # what turned white has lost its amounts
+    whole = (varied < 1).all(dim=1, keepdim=True).expand_as(after)
+    expected = before * amounts[:, None, None]
+    torch.testing.assert_close(after[whole], expected[whole], atol=1e-4, rtol=1e-3)
+
+
+def test_hues_scale_the_density_of_each_channel() -> None:
+    jitter = StainJitter(0, 0, 0.3)
+    assert len(set(jitter.make_params([])["hues"].tolist())) == 3
+    hues = torch.tensor([0.7, 1.0, 1.4])
+    pixels = tissue(1)
+    expected = pixels ** hues[:, None, None]
+    found = jitter.transform(pixels, {"amounts": torch.ones(3), "hues": hues})
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-3)
 
 
 def test_the_same_seed_varies_alike_and_leaves_the_generator_alone() -> None:
