@@ -142,18 +142,32 @@ def _plan() -> Iterator[Cell]:
         if budget == 256:
             yield from _around_256(nodes)
     for seed in range(3):
-        for strategy in ("learned", "uniform", "edge"):
-            yield Cell("strips", strategy, 625, (20, 94), seed, batch=2)
+        yield from _partly_tissue("strips", 625, (20, 94), seed, batch=2)
     for budget in (144, 64):
         yield Cell("binary", "uniform", budget, WIDER[budget], 0)
+
+
+def _partly_tissue(
+    data: str, budget: int, nodes: Size, seed: int, batch: int = 16
+) -> Iterator[Cell]:
+    """Tissue on glass: a wider kernel, and less that is spread evenly."""
+    for strategy, changes in (
+        ("uniform", {}),
+        ("zoomed", {"sigma": 0.1, "floor": 0.05}),
+        ("learned", {"sigma": 0.1, "floor": 0.1}),
+        ("edge", {}),
+    ):
+        yield Cell(
+            data, strategy, budget, nodes, seed,
+            batch=batch, changes=tuple(changes.items()),
+        )  # fmt: skip
 
 
 def _around_256(nodes: tuple[int, int]) -> Iterator[Cell]:
     for seed in range(3):
         yield Cell("binary", "uniform", 256, WIDER[256], seed)
     for seed in range(3):
-        for strategy in ("learned", "uniform"):
-            yield Cell("canvas", strategy, 256, nodes, seed)
+        yield from _partly_tissue("canvas", 1024, nodes, seed)
     for strategy in ("learned", "uniform"):
         yield Cell("binary", strategy, 256, nodes, 0, steps=3000)
     for strategy in (

@@ -83,9 +83,8 @@ def crops_to_tissue(rows: list[Row]) -> Iterator[Row]:
                 counts[key] = np.array(row[key])
                 counts[key][:, 0, 0] += glass
             miou = round(mean_iou(counts["full"].sum(axis=0)), 4)
-            yield row | counts | {
-                "data": "canvas", "strategy": "uniform on the tissue", "miou": miou
-            }  # fmt: skip
+            place = {"data": "canvas", "strategy": "uniform on the tissue"}
+            yield row | counts | place | {"budget": 4 * row["budget"], "miou": miou}
 
 
 def uniform(row: Row, rows: list[Row]) -> float | None:
