@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import nn
+from torch import Tensor, nn
 
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.publishing import publish_bytes, sha256_file
@@ -38,6 +38,20 @@ def save_state(module: nn.Module, file: Path, *, half: bool = False) -> str:
     return sha256_file(file)
 
 
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """All tensors of a ``.safetensors`` file, by name.
+
+    Raises
+    ------
+    ModelError
+        If the file cannot be read.
+    """
+    try:
+        return dict(load_file(file))
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{file}: no readable safetensors file ({error})") from error
+
+
 def load_state(module: nn.Module, file: Path, *, prefix: str = "") -> None:
     """Fill a module from a file that holds exactly its tensors.
 
@@ -56,13 +70,9 @@ def load_state(module: nn.Module, file: Path, *, prefix: str = "") -> None:
         If the file cannot be read, or a tensor is missing, unknown, of another shape
         or not finite.
     """
-    try:
-        stored = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{file}: no readable safetensors file ({error})") from error
     tensors = {
         name.removeprefix(prefix): value
-        for name, value in stored.items()
+        for name, value in read_tensors(file).items()
         if name.startswith(prefix)
     }
     own = module.state_dict()

@@ -6,11 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from wsi_pipeline.errors import ModelError
+from wsi_pipeline.models.weights import read_tensors
 
 _log = logging.getLogger(__name__)
 
@@ -43,7 +42,7 @@ def load_pretrained(body: nn.Module, file: Path) -> tuple[str, ...]:
         If the file cannot be read, if no tensor of it fits, or if a tensor outside
         the heads is missing, of another shape or not finite.
     """
-    stored = _floats(_read(file))
+    stored = _floats(read_tensors(file))
     own = _floats(body.state_dict())
     prefix = _place(file, own, stored)
     used = {
@@ -65,13 +64,6 @@ def load_pretrained(body: nn.Module, file: Path) -> tuple[str, ...]:
         *(file, len(used), len(unused), _some(unused), len(fresh), _some(fresh)),
     )
     return unused
-
-
-def _read(file: Path) -> dict[str, Tensor]:
-    try:
-        return dict(load_file(file))
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{file}: no readable safetensors file ({error})") from error
 
 
 def _floats(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
