@@ -292,17 +292,10 @@ def test_training_a_segmenter_moves_its_resizer_and_the_card_names_it(
 ) -> None:
     data = load_dataset("synthetic", None, images=2)
     with pytest.raises(UnknownNameError, match="'sinc'; there are: bilinear"):
-        train_segment(data, tmp_path / "none", resizer="sinc")
+        train_segment(data, tmp_path / "none", SegmenterSpec(6, resizer="sinc"))
     assert not (tmp_path / "none").exists()
-    card = train_segment(
-        data,
-        tmp_path,
-        steps=2,
-        batch=2,
-        nodes=16,
-        strategies=("uniform",),
-        resizer="area",
-    )
+    wanted = SegmenterSpec(6, nodes=16, strategies=("uniform",), resizer="area")
+    card = train_segment(data, tmp_path, wanted, steps=2, batch=2)
     spec = SegmenterSpec.from_card(card, tmp_path)
     assert spec.resizer == "area"
     net = SegmentNet(spec, "uniform")

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.errors import ConfigError, ModelError
 from wsi_pipeline.models.sampling import class_shares, identity_grid
 from wsi_pipeline.models.segmenter import SegmentNet
 from wsi_pipeline.models.segmenting import RegionSegmenter
 from wsi_pipeline.models.spec import SegmenterSpec
-from wsi_pipeline.models.weights import load_state
+from wsi_pipeline.models.weights import load_state, save_state
 from wsi_pipeline.publishing import sha256_file
 from wsi_pipeline.training.arms import TURN_STEPS, ArmOptions, fit_arm
 from wsi_pipeline.training.comparing import compare_frames
@@ -304,6 +304,31 @@ def test_training_writes_a_card_and_weights_and_repeats_itself(tmp_path: Path) -
     spec = SegmenterSpec.from_card(card, files[0])
     for strategy in spec.strategies:
         load_state(SegmentNet(spec, strategy), files[0], prefix=f"{strategy}.")
+
+
+def test_a_body_starts_from_a_file_and_wrong_ones_leave_nothing(tmp_path: Path) -> None:
+    data = load_dataset("synthetic", None, images=2)
+    spec = SegmenterSpec(6, nodes=16, strategies=("uniform",), widths=(4, 6))
+    torch.manual_seed(1)
+    teacher = SegmentNet(spec, "uniform")
+    sha256 = save_state(teacher.body, tmp_path / "body.safetensors")
+    card = train_segment(
+        data, tmp_path / "a", spec, steps=0, pretrained=tmp_path / "body.safetensors"
+    )
+    net = SegmentNet(spec, "uniform")
+    load_state(net, tmp_path / "a" / "segmenter.safetensors", prefix="uniform.")
+    wanted, found = teacher.body.state_dict(), net.body.state_dict()
+    for name in ("down.0.0.weight", "down.1.3.weight", "up.0.0.weight"):
+        assert torch.equal(found[name], wanted[name].half().float())
+    assert card.training["pretrained_sha256"] == sha256
+    for wrong, file in (
+        (replace(spec, widths=(4, 8)), tmp_path / "body.safetensors"),
+        (replace(spec, body_options={"depth": 3}), None),
+        (spec, tmp_path / "missing.safetensors"),
+    ):
+        with pytest.raises(ModelError):
+            train_segment(data, tmp_path / "b", wrong, steps=0, pretrained=file)
+    assert not (tmp_path / "b").exists()
 
 
 def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any
 
+import orjson
 import typer
 
 from wsi_pipeline.arguments import Data, Json, Seed
@@ -85,6 +86,18 @@ def train_segmenter(
         typer.Option(help="What to train (may be repeated); learned and uniform."),
     ] = None,
     body: Annotated[str, typer.Option(help="Segmentation net.")] = "unet",
+    body_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="An option of the net (may be repeated), such as encoder=resnet34; an "
+            "unknown name lists them.",
+        ),
+    ] = None,
+    pretrained: Annotated[
+        Path | None,
+        typer.Option(help="Weights the net starts from: a safetensors file."),
+    ] = None,
     nodes: Annotated[int, typer.Option(min=16, help="Samples along a side.")] = 64,
     resizer: ResizerBase = "",
     batch: Annotated[int, typer.Option(min=1, help="Regions per step.")] = 8,
@@ -108,26 +121,41 @@ def train_segmenter(
     Interrupted, it goes on where it stopped when it is called again; OUT/training
     holds losses and pictures.
     """
-    from wsi_pipeline.models.resizer import check_base
+    from wsi_pipeline.models.spec import SegmenterSpec
     from wsi_pipeline.training.arms import LossOptions
     from wsi_pipeline.training.datasets import DatasetOptions, load_dataset
     from wsi_pipeline.training.describing import check_folder, facts_of, publish_part
     from wsi_pipeline.training.segment import train_segment
 
     check_folder(out)
-    if resizer:
-        check_base(resizer)
+    options = dict(_named_value(text) for text in body_option or ())
     wanted = DatasetOptions(images=images, classes=classes, mpp=mpp, seed=seed)
     found = load_dataset(dataset, data, options=wanted)
+    spec = SegmenterSpec(
+        len(found.classes), nodes=nodes, body=body, body_options=options,
+        resizer=resizer, strategies=tuple(strategy or ("learned", "uniform")),
+    )  # fmt: skip
     with terminal_of() as terminal:
         part = train_segment(
-            found, out, steps=steps, seed=seed, device=device,
-            strategies=strategy or ("learned", "uniform"), body=body, nodes=nodes,
-            resizer=resizer, loss=LossOptions(focus, balanced), batch=batch,
-            devices=devices, progress=terminal.ticker("train segment"),
+            found, out, spec, steps=steps, seed=seed, device=device, batch=batch,
+            pretrained=pretrained, loss=LossOptions(focus, balanced), devices=devices,
+            progress=terminal.ticker("train segment"),
         )  # fmt: skip
     card = publish_part(out, found.name, part, facts_of(found))
     _say(card, "select", part.metrics)
+
+
+def _named_value(text: str) -> tuple[str, Any]:
+    """NAME=VALUE, the value JSON where it is JSON and text else."""
+    from wsi_pipeline.errors import ConfigError
+
+    name, sign, value = text.partition("=")
+    if not (name and sign):
+        raise ConfigError(f"--body-option {text!r}: expected NAME=VALUE")
+    try:
+        return name, orjson.loads(value)
+    except orjson.JSONDecodeError:
+        return name, value
 
 
 def _say(card: Path | None, other: str, metrics: dict[str, Any]) -> None:

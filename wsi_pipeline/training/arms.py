@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from wsi_pipeline.models.bodies.pretrained import load_pretrained
 from wsi_pipeline.models.placing import FieldPlacer, FixedPlacer
 from wsi_pipeline.models.sampling import (
     TAPS,
@@ -90,6 +91,8 @@ class ArmOptions:
         interruption, and where the losses are written down, one table per strategy.
     source : str
         Name of the data, so that no checkpoint of others is taken.
+    pretrained : Path, optional
+        Weights that the body starts from, apart from its head; see `load_pretrained`.
     """
 
     views: Views
@@ -99,6 +102,7 @@ class ArmOptions:
     nodes: Callable[[tuple[int, int]], tuple[int, int]] | None = None
     folder: Path | None = None
     source: str = ""
+    pretrained: Path | None = None
 
 
 def fit_arm(
@@ -134,10 +138,14 @@ def fit_arm(
     ------
     ConfigError
         If the folder holds a checkpoint of another training.
+    ModelError
+        If the pretrained weights do not fit the body.
     """
     with torch.random.fork_rng():
         torch.manual_seed(arm.seed)
         net = SegmentNet(spec, strategy)
+    if arm.pretrained is not None:
+        load_pretrained(net.body, arm.pretrained)
     net = net.to(memory_format=torch.channels_last)
     lessons = _Lessons(net, data, arm, loop.device)
     joint = arm.folder / f"{strategy}.checkpoint" if arm.folder else None
@@ -187,7 +195,7 @@ class _Lessons:
             self._weights = balanced_weights(data.labels, net.spec.classes).to(device)
         self.drawn_from = (
             f"{arm.source} of {len(data)}, {arm.views}, batch {arm.batch}, "
-            f"seed {arm.seed}, {arm.loss}, {net.spec}"
+            f"seed {arm.seed}, {arm.loss}, {net.spec}, from {arm.pretrained}"
         )
 
     def teach_placer(self, loop: LoopOptions, checkpoint: Path | None) -> None:

@@ -1,7 +1,7 @@
 """Trains the segmenter of each strategy on labelled images, and measures both alike."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -11,13 +11,14 @@ import numpy as np
 from torch import nn
 
 from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.models.bodies.pretrained import load_pretrained
 from wsi_pipeline.models.budget import resolve_device
 from wsi_pipeline.models.cards import SegmenterCard
 from wsi_pipeline.models.segmenter import SegmentNet
 from wsi_pipeline.models.spec import SegmenterSpec
 from wsi_pipeline.models.strategies import find_strategy
 from wsi_pipeline.models.weights import load_state, save_state
-from wsi_pipeline.publishing import make_folder, publish_json
+from wsi_pipeline.publishing import make_folder, publish_json, sha256_file
 from wsi_pipeline.training.arms import (
     PLACER_RATE,
     PLACER_STEPS,
@@ -43,15 +44,13 @@ Progress = Callable[[int, int], None]
 def train_segment(
     data: SegmentData,
     out: Path,
+    spec: SegmenterSpec | None = None,
     *,
     steps: int = 1500,
     seed: int = 0,
     device: str | None = "cpu",
-    strategies: Sequence[str] = ("learned", "uniform"),
     batch: int = 8,
-    body: str = "unet",
-    nodes: int = 64,
-    resizer: str = "",
+    pretrained: Path | None = None,
     loss: LossOptions | None = None,
     devices: int = 1,
     progress: Progress | None = None,
@@ -66,22 +65,19 @@ def train_segment(
         Folder of the model; gets ``segmenter.safetensors`` and
         ``segmenter.card.json``, the segmenter's part of the card, and in ``training``
         losses, pictures, and checkpoints from which an interrupted call goes on.
+    spec : SegmenterSpec, optional
+        What to train, for as many classes as the data has and a square of nodes; left
+        out, its defaults.
     steps : int
         Optimizer steps per strategy.
     seed : int
         Of weights, batches and augmentation: the same for every strategy.
     device : str
         "cpu", "cuda" or "cuda:N"; None takes cuda where there is one.
-    strategies : sequence of str
-        What to train.
     batch : int
         Regions per step.
-    body : str
-        Segmentation net, a name in the table of bodies.
-    nodes : int
-        Side of the grid of nodes.
-    resizer : str
-        Base filter of a learned resizer before the body; "" for none.
+    pretrained : Path, optional
+        A local safetensors file that the body starts from, apart from its head.
     loss : LossOptions, optional
         What a wrong node costs; left out, cross entropy.
     devices : int
@@ -101,20 +97,19 @@ def train_segment(
     ConfigError
         If there is no such device, a strategy needs the truth, or the folder holds a
         checkpoint of another training.
+    ModelError
+        If the body does not take its options, or the pretrained weights do not fit it.
     """
-    for strategy in strategies:
+    spec = spec or SegmenterSpec(len(data.classes))
+    for strategy in spec.strategies:
         if find_strategy(strategy).needs_truth:
             raise ConfigError(
                 f"strategy {strategy!r} follows the truth: no slide can be segmented "
                 "with it"
             )
-    spec = SegmenterSpec(
-        len(data.classes),
-        nodes=nodes,
-        strategies=tuple(strategies),
-        body=body,
-        resizer=resizer,
-    )
+    trial = SegmentNet(spec, spec.strategies[0])  # what cannot be built is said first
+    if pretrained is not None:
+        load_pretrained(trial.body, pretrained)
     target = str(resolve_device(device))
     if devices > 1:
         target = target.partition(":")[0]
@@ -122,7 +117,13 @@ def train_segment(
     workshop = out / WORKSHOP
     make_folder(workshop)
     arm = ArmOptions(
-        views, batch, seed, loss or LossOptions(), folder=workshop, source=data.name
+        views,
+        batch,
+        seed,
+        loss or LossOptions(),
+        folder=workshop,
+        source=data.name,
+        pretrained=pretrained,
     )
     options = LoopOptions(
         steps, device=target, precision="bf16-mixed", lr=_RATE, devices=devices
@@ -130,11 +131,11 @@ def train_segment(
     gallery = Gallery(workshop, cropped(data.validation, REGION_PX), data.classes)
     nets: dict[str, SegmentNet] = {}
     facts: dict[str, Any] = {}
-    for index, strategy in enumerate(strategies):
+    for index, strategy in enumerate(spec.strategies):
 
         def report(done: int, total: int, index: int = index) -> None:
             if progress is not None:
-                progress(index * total + done, len(strategies) * total)
+                progress(index * total + done, len(spec.strategies) * total)
 
         start = time.perf_counter()
         nets[strategy], losses = fit_arm(
@@ -148,7 +149,7 @@ def train_segment(
         )
         tail = losses[-max(1, steps // 20) :]
         facts[strategy] = {
-            "final_loss": round(float(np.mean(tail)), 4),
+            "final_loss": round(float(np.mean(tail)), 4) if tail else None,
             "seconds": round(time.perf_counter() - start),
         }
     file = out / "segmenter.safetensors"
@@ -163,6 +164,7 @@ def train_segment(
         "seed": seed,
         "placer_steps": PLACER_STEPS,
         "loss": asdict(arm.loss),
+        "pretrained_sha256": sha256_file(pretrained) if pretrained else None,
         "strategies": facts,
         **asdict(replace(options, lr_scales={"placer.": PLACER_RATE})),
     }
