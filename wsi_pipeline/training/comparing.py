@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 from torch.nn import functional
+from torchvision.transforms.v2.functional import gaussian_blur
 
 from wsi_pipeline.metrics import confusion
 from wsi_pipeline.models.flops import count_flops
@@ -166,7 +167,8 @@ class Frame:
         device = next(net.parameters()).device
         pixels = torch.from_numpy(data.images[index])[None].to(device).float() / 255
         if blur_px:
-            pixels = _blurred(pixels, blur_px)
+            side = 2 * max(1, round(3 * blur_px)) + 1
+            pixels = gaussian_blur(pixels, [side, side], [blur_px, blur_px])
         first = first_level(net, (h, w), shape)
         levels = mip_levels(pixels, first + COARSER_LEVELS + 2)[first:]
         return cls(net, shape, levels, truth, first)
@@ -223,13 +225,3 @@ def _near(truth: NDArray[np.uint8], found: NDArray[np.int64]) -> NDArray[np.int6
     known, right = truth != 255, truth == found
     bands = [known & (distance < width) for width in TRIMAP_PX]
     return np.array([[int((band & right).sum()), int(band.sum())] for band in bands])
-
-
-def _blurred(pixels: Tensor, sigma: float) -> Tensor:
-    reach = max(1, round(3 * sigma))
-    steps = torch.arange(-reach, reach + 1, device=pixels.device)
-    kernel = torch.exp(-0.5 * (steps / sigma) ** 2)
-    kernel = (kernel / kernel.sum()).expand(3, 1, 1, -1)
-    padded = functional.pad(pixels, (reach,) * 4, mode="reflect")
-    rows = functional.conv2d(padded, kernel, groups=3)
-    return functional.conv2d(rows, kernel.transpose(2, 3), groups=3)
