@@ -5,7 +5,7 @@ from itertools import groupby
 from typing import Any
 
 import numpy as np
-from segment_plan import BUDGETS, FRAME_PX, Cell
+from segment_plan import BUDGETS, FRAME_PX, WIDER, Cell
 
 from wsi_pipeline.metrics import bootstrap_interval, mean_iou
 from wsi_pipeline.training.comparing import TRIMAP_PX
@@ -14,6 +14,7 @@ from wsi_pipeline.training.plots import Measured
 
 Row = dict[str, Any]
 _BAND_PX = 8
+_ON_GLASS = "canvas", "strips"
 
 
 def table(rows: list[Row]) -> Iterator[str]:
@@ -28,6 +29,45 @@ def table(rows: list[Row]) -> Iterator[str]:
     ordered = sorted(rows, key=arm_key)
     for _, members in groupby(ordered, key=arm_key):
         yield line(list(members), rows)
+
+
+_ARMS = "uniform", "uniform +20 %", "edge", "saliency", "learned", "zoomed"
+
+
+def summary(rows: list[Row]) -> Iterator[str]:
+    """One line per data and budget, one column per arm: means over seeds."""
+    yield f"| mIoU | {' | '.join(_ARMS)} | learned - uniform, by seed |"
+    yield "|---|" + "--:|" * len(_ARMS) + "---|"
+    rows = [row for row in rows if not row["changes"] or row["data"] in _ON_GLASS]
+    ordered = sorted(rows, key=_setting)
+    for (data, pixels, steps), members in groupby(ordered, key=_setting):
+        arms: dict[str, dict[int, float]] = {}
+        for row in members:
+            arms.setdefault(_column(row), {})[row["seed"]] = row["miou"]
+        if "uniform" not in arms:
+            continue
+        means = [
+            f"{np.mean(list(arms[arm].values())):.3f}" if arm in arms else ""
+            for arm in _ARMS
+        ]
+        pairs = [
+            f"{100 * (value - arms['uniform'][seed]):+.1f}"
+            for seed, value in sorted(arms.get("learned", {}).items())
+            if seed in arms["uniform"]
+        ]
+        name = f"{data}, 1/{pixels}" + (
+            "" if steps == Cell.steps else f", {steps} steps"
+        )
+        yield f"| {name} | {' | '.join(means)} | {', '.join(pairs)} |"
+
+
+def _setting(row: Row) -> tuple[str, int, int]:
+    return row["data"], row["budget"], row["steps"]
+
+
+def _column(row: Row) -> str:
+    wider = tuple(row["nodes"]) == WIDER.get(row["budget"])
+    return row["strategy"] + (" +20 %" if wider else "")
 
 
 def arm_key(row: Row) -> tuple[Any, ...]:

@@ -25,7 +25,7 @@ import numpy as np
 import orjson
 import torch
 from segment_plan import PLAN, Cell, Frames, paint_missing_strips
-from segment_report import plain_frames, table
+from segment_report import plain_frames, summary, table
 
 from wsi_pipeline.models.sampling import cell_areas
 from wsi_pipeline.models.segmenter import SegmentNet
@@ -69,7 +69,7 @@ def main() -> int:
         publish_figure(given.plot, draw_budgets(plain))
         return 0
     if given.table:
-        print("\n".join(table(done)))
+        print("\n".join([*summary(done), "", *table(done)]))
         return 0
     names = {row["name"] for row in done}
     left = [c for c in PLAN if re.search(given.only, c.name) and c.name not in names]
