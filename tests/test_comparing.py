@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from tests.models import small_spec
 from wsi_pipeline.metrics import mean_iou
+from wsi_pipeline.models.flops import count_flops
 from wsi_pipeline.models.sampling import class_shares, identity_grid
 from wsi_pipeline.models.segmenter import SegmentNet
+from wsi_pipeline.models.spec import SegmenterSpec
 from wsi_pipeline.training.comparing import TRIMAP_PX, Frame, compare_frames
 from wsi_pipeline.training.data import LabelledImages, RegionSource, Views
 from wsi_pipeline.training.frames import framed, merged, on_canvas
@@ -88,6 +90,21 @@ def test_more_nodes_raise_the_bound() -> None:
     assert bounds == sorted(bounds)
 
 
+def test_an_even_density_measures_as_the_uniform_arm() -> None:
+    """Check 10 on frames: sampling, soft truth and inverse favour neither."""
+    data = images(2)
+    uniform, learned = knowing("uniform"), knowing("learned")
+    nn.init.zeros_(learned.placer.net.net.head.weight)
+    nn.init.zeros_(learned.placer.net.net.head.bias)
+    a, b = (compare_frames(net, data) for net in (uniform, learned))
+    for part in ("full", "nodes", "bound"):
+        first, second = (
+            mean_iou(getattr(scores, part).sum(axis=0)) for scores in (a, b)
+        )
+        assert first == pytest.approx(second, abs=0.002)
+    assert 0.8 < mean_iou(a.full.sum(axis=0)) < 1
+
+
 def test_accuracy_near_boundaries_is_counted_by_distance() -> None:
     data = images(1)
     scores = compare_frames(knowing("uniform"), data)
@@ -115,6 +132,21 @@ def test_the_cost_counts_the_placing_too() -> None:
     assert flops["learned"] > flops["uniform"] > 0
     # the first convolution of the body alone: 3 x 3 x 3 x 8 multiply-adds per node
     assert flops["uniform"] > 2 * 27 * 8 * 24 * 32
+
+
+def test_placing_is_less_than_a_tenth_of_the_cost_of_the_papers_net() -> None:
+    """Check 13, at 64 x 64 nodes."""
+    pytest.importorskip("segmentation_models_pytorch")
+
+    def sample(grid: Tensor, taps: int) -> Tensor:
+        return grid.new_zeros(len(grid), 3, *grid.shape[1:3])
+
+    spec = SegmenterSpec(3, body="hrnet-w48")
+    flops = [
+        count_flops(SegmentNet(spec, name), sample, 1)
+        for name in ("uniform", "learned")
+    ]
+    assert 1.001 < flops[1] / flops[0] < 1.1
 
 
 def test_a_blurred_test_input_reaches_the_pixels_only() -> None:

@@ -204,8 +204,10 @@ def evaluate_segmenter_verb(
 ) -> None:
     """Measure segmenters on labelled images, at full resolution and at their nodes.
 
-    Regions lie side by side and each counts alone; model cards count images stitched
-    from overlapping regions, as slides are, and are a little higher. OUT gets report.json, report.md, and budget.svg and .png: mIoU against pixels.
+    Regions lie side by side and each counts alone; cards count whole images, stitched
+    from overlapping regions as slides are, which gives a little more.
+
+    OUT gets report.json, report.md, and budget.svg and .png: mIoU against pixels.
     """
     from wsi_pipeline.models.cards import find_model
     from wsi_pipeline.publishing import make_folder

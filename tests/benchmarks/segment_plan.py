@@ -168,6 +168,8 @@ def _around_256(nodes: tuple[int, int]) -> Iterator[Cell]:
         yield Cell("binary", "uniform", 256, WIDER[256], seed)
     for seed in range(3):
         yield from _partly_tissue("canvas", 1024, nodes, seed)
+    for seed in range(3):
+        yield Cell("binary", "learned", 256, nodes, seed, changes=(("view_stride", 2),))
     for strategy in ("learned", "uniform"):
         yield Cell("binary", strategy, 256, nodes, 0, steps=3000)
     for strategy in (
