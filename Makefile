@@ -2,7 +2,8 @@
 # make test: lint, types, import contracts, tests; make test-slow: the long sweeps
 # make check: lint, types, contracts only; make bench: ratios against floors
 # make bench-segment: trains and measures the arms of learned downsampling, goes on
-#   where it stopped; MINUTES=60 starts none later
+#   where it stopped; MINUTES=60 starts none later; DATASET=cityscapes DATA=FOLDER
+#   measures whole images of one of the table of datasets under its usual budgets
 # make bench-tile: the tiler against its floors and other converters, 15 minutes
 
 PYTHON ?= $(shell command -v python3.12 || command -v python3)
@@ -46,7 +47,8 @@ bench: $(DONE)
 
 bench-segment: $(DONE)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/segment_table.py \
-	  $(if $(MINUTES),--minutes $(MINUTES)) $(if $(DEVICE),--device $(DEVICE) --jobs 1)
+	  $(if $(MINUTES),--minutes $(MINUTES)) $(if $(DEVICE),--device $(DEVICE) --jobs 1) \
+	  $(if $(DATASET),--dataset $(DATASET) --data $(DATA))
 
 # peers live apart, so that their dependencies cannot disturb ours
 $(PEERS)/.installed:

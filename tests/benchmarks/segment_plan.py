@@ -1,16 +1,20 @@
 """The cells of the segmentation table, in the order in which they are run."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from wsi_pipeline.classes import MaskClass
+from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.training.data import LabelledImages, Views
 from wsi_pipeline.training.datasets import DatasetOptions, load_dataset
 from wsi_pipeline.training.datasets.pca_histo import strip_nodes
+from wsi_pipeline.training.datasets.record import SegmentData
 from wsi_pipeline.training.datasets.strip_files import paint_strips
 from wsi_pipeline.training.frames import framed, on_canvas
 
@@ -58,13 +62,14 @@ class Cell:
     ----------
     data : str
         "binary" or "glas" (3 classes), whole frames; "canvas", binary, a quarter of
-        the area; "crops", binary, a node per pixel; "strips", painted, of many sizes.
+        the area; "crops", binary, a node per pixel; "strips", painted, of many sizes;
+        else a name in the table of datasets, whole images.
     strategy : str
         A name in the table of strategies.
     budget : int
         Pixels per node.
     nodes : (int, int)
-        Rows and columns.
+        Rows and columns; for strips of a named dataset the rule that gives them.
     seed, steps, batch : int
         Of the training.
     changes : tuple of (str, value)
@@ -92,6 +97,8 @@ class Cell:
 
     def load(self, data_dir: Path) -> Frames:
         """Its frames."""
+        if self.data not in ("binary", "glas", "canvas", "crops", "strips"):
+            return self._whole_images(load_dataset(self.data, data_dir))
         if self.data == "strips":
             strips = load_dataset("folder", STRIPS)
             parts = kept(strips.train), kept(strips.validation)
@@ -109,6 +116,27 @@ class Cell:
             return Frames(found.classes, train, validation, views, measured=every_pixel)
         views = Views(frame_px, whole=True)
         return Frames(found.classes, train, validation, views)
+
+    def _whole_images(self, found: SegmentData) -> Frames:
+        views = Views(found.frame_px, whole=True)
+        rule = None if found.frame_px else partial(strip_nodes, rule=self.nodes)
+        return Frames(found.classes, found.train, found.validation, views, rule)
+
+
+def cells_of(dataset: str, data_dir: Path) -> list[Cell]:
+    """A dataset under its usual budgets, whole images, as the papers measure it."""
+    found = load_dataset(dataset, data_dir)
+    if not found.budgets:
+        raise ConfigError(f"dataset {dataset!r} names no usual number of nodes")
+    h, w = found.frame_px or found.train.labels[0].shape
+    cells = []
+    for nodes in found.budgets:
+        count = prod(nodes if found.frame_px else strip_nodes((h, w), nodes))
+        for seed in range(3):
+            for strategy in ("learned", "uniform", "edge", "saliency"):
+                cell = Cell(dataset, strategy, round(h * w / count), nodes, seed)
+                cells.append(cell if found.frame_px else replace(cell, batch=2))
+    return cells
 
 
 def every_pixel(size_px: Size) -> Size:

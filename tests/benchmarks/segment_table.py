@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import orjson
 import torch
-from segment_plan import PLAN, Cell, Frames, paint_missing_strips
+from segment_plan import PLAN, Cell, Frames, cells_of, paint_missing_strips
 from segment_report import plain_frames, summary, table
 
 from wsi_pipeline.models.sampling import cell_areas
@@ -54,6 +54,9 @@ def main() -> int:
     parser.add_argument("--only", default="", help="regular expression on cells")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--data", type=Path, default=DATA, help="holds labelled/glas")
+    parser.add_argument(
+        "--dataset", help="instead of the plan, one of the table of datasets you have"
+    )
     parser.add_argument("--cells", type=Path, default=CELLS, help="results so far")
     parser.add_argument("--list", action="store_true", help="print the plan")
     parser.add_argument("--table", action="store_true", help="print the table only")
@@ -72,10 +75,11 @@ def main() -> int:
         print("\n".join([*summary(done), "", *table(done)]))
         return 0
     names = {row["name"] for row in done}
-    left = [c for c in PLAN if re.search(given.only, c.name) and c.name not in names]
+    plan = cells_of(given.dataset, given.data) if given.dataset else PLAN
+    left = [c for c in plan if re.search(given.only, c.name) and c.name not in names]
     if given.list:
         print(
-            "\n".join(f"{'done' if c.name in names else 'open'} {c.name}" for c in PLAN)
+            "\n".join(f"{'done' if c.name in names else 'open'} {c.name}" for c in plan)
         )
         return 0
     if any(cell.data == "strips" for cell in left):
