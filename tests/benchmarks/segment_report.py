@@ -31,13 +31,17 @@ def table(rows: list[Row]) -> Iterator[str]:
         yield line(list(members), rows)
 
 
-_ARMS = "uniform", "uniform +20 %", "edge", "saliency", "learned", "zoomed"
+_ARMS = (
+    "uniform", "uniform +20 %", "edge", "saliency", "learned", "zoomed",
+    "uniform on the tissue", "learned on the tissue",
+)  # fmt: skip
 
 
 def summary(rows: list[Row]) -> Iterator[str]:
     """One line per data and budget, one column per arm: means over seeds."""
     yield f"| mIoU | {' | '.join(_ARMS)} | learned - uniform, by seed |"
     yield "|---|" + "--:|" * len(_ARMS) + "---|"
+    rows = [*rows, *crops_to_tissue(rows)]
     rows = [row for row in rows if not row["changes"] or row["data"] in _ON_GLASS]
     ordered = sorted(rows, key=_setting)
     for (data, pixels, steps), members in groupby(ordered, key=_setting):
@@ -108,14 +112,14 @@ def line(members: list[Row], rows: list[Row]) -> str:
 def crops_to_tissue(rows: list[Row]) -> Iterator[Row]:
     """Canvases whose tissue is found first and is all that the nodes are spread over.
 
-    The tissue is then a frame: what the uniform arm finds on frames, with the glass
-    around it right.
+    The tissue is then a frame: what an arm finds on frames, with the glass around it
+    right.
     """
     canvases = {(row["steps"], row["seed"]) for row in rows if row["data"] == "canvas"}
     h, w = FRAME_PX
     glass = 3 * h * w  # a canvas is twice as wide and high
     for row in rows:
-        plain = row["data"] == "binary" and row["strategy"] == "uniform"
+        plain = row["data"] == "binary" and row["strategy"] in ("uniform", "learned")
         alone = not row["changes"] and tuple(row["nodes"]) == BUDGETS[256]
         if plain and alone and (row["steps"], row["seed"]) in canvases:
             counts = {}
@@ -123,7 +127,7 @@ def crops_to_tissue(rows: list[Row]) -> Iterator[Row]:
                 counts[key] = np.array(row[key])
                 counts[key][:, 0, 0] += glass
             miou = round(mean_iou(counts["full"].sum(axis=0)), 4)
-            place = {"data": "canvas", "strategy": "uniform on the tissue"}
+            place = {"data": "canvas", "strategy": f"{row['strategy']} on the tissue"}
             yield row | counts | place | {"budget": 4 * row["budget"], "miou": miou}
 
 
