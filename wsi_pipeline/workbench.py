@@ -121,6 +121,7 @@ def train_segmenter(
     Interrupted, it goes on where it stopped when it is called again; OUT/training
     holds losses and pictures.
     """
+    from wsi_pipeline.models.resizer import check_base
     from wsi_pipeline.models.spec import SegmenterSpec
     from wsi_pipeline.training.arms import LossOptions
     from wsi_pipeline.training.datasets import DatasetOptions, load_dataset
@@ -129,6 +130,8 @@ def train_segmenter(
 
     check_folder(out)
     options = dict(_named_value(text) for text in body_option or ())
+    if resizer:
+        check_base(resizer)
     wanted = DatasetOptions(images=images, classes=classes, mpp=mpp, seed=seed)
     found = load_dataset(dataset, data, options=wanted)
     spec = SegmenterSpec(
