@@ -53,6 +53,11 @@ class Frames(NamedTuple):
     nodes: Callable[[Size], Size] | None = None
     measured: Callable[[Size], Size] | None = None
 
+    @property
+    def rule(self) -> Callable[[Size], Size] | None:
+        """What to measure by."""
+        return self.measured or self.nodes
+
 
 @dataclass(frozen=True)
 class Cell:

@@ -122,16 +122,15 @@ def run(cell: Cell, data_dir: Path, device: str) -> dict[str, Any]:
     start = time.perf_counter()
     net, losses = fit_arm(spec, cell.strategy, data.train, arm, loop)
     seconds = time.perf_counter() - start
-    rule = data.measured or data.nodes
-    if rule is None:
+    if data.rule is None:
         folder = PICTURES / re.sub(r"[^\w.=+-]+", "-", cell.name)
         folder.mkdir(parents=True, exist_ok=True)
         Gallery(folder, data.validation, data.classes).hang(
             cell.strategy, net, cell.steps
         )
-    scores = compare_frames(net, data.validation, nodes=rule)
+    scores = compare_frames(net, data.validation, nodes=data.rule)
     blur_px = BLUR_SHARE * cell.budget**0.5
-    blurred = compare_frames(net, data.validation, blur_px=blur_px, nodes=rule)
+    blurred = compare_frames(net, data.validation, blur_px=blur_px, nodes=data.rule)
     return {
         "name": cell.name,
         **{k: v for k, v in asdict(cell).items() if k != "changes"},
@@ -166,7 +165,7 @@ def areas_of(net: SegmentNet, data: Frames) -> list[float]:
     """Percentiles of the nodes' areas: whether a sampler moves, or collapses."""
     areas = []
     for index in range(len(data.validation)):
-        frame = Frame.of(net, data.validation, index, nodes=data.measured or data.nodes)
+        frame = Frame.of(net, data.validation, index, nodes=data.rule)
         areas.append(cell_areas(frame.segment().grid).flatten().cpu().numpy())
     found = np.percentile(np.concatenate(areas), [5, 50, 95])
     return [round(float(v), 3) for v in found]

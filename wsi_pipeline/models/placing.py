@@ -4,6 +4,7 @@ Each takes an evenly sampled view of n regions, which may be coarser than the gr
 it gives, and the (h, w) nodes wanted.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from wsi_pipeline.models.density import DensityNet, density_to_grid
-from wsi_pipeline.models.marginals import marginal_grid, zoomed_grid
 from wsi_pipeline.models.sampling import identity_grid
 from wsi_pipeline.models.unet import UNet
 
@@ -41,63 +41,29 @@ class EvenPlacer(nn.Module):
 
 
 class DensityPlacer(nn.Module):
-    """Predicts a density and moves nodes towards it.
+    """Predicts a density and spreads nodes by it.
 
     Parameters
     ----------
     net : DensityNet
         View to density.
-    sigma : float
-        Kernel of the map as a share of the short side.
+    spread : callable
+        (n, 1, h, w) density to (n, h, w, 2) grid.
 
     References
     ----------
     Recasens et al. 2018; Jin et al. 2022, eq. 2 and 3.
     """
 
-    def __init__(self, net: DensityNet, sigma: float) -> None:
+    def __init__(self, net: DensityNet, spread: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.net = net
-        self.sigma = sigma
+        self.spread = spread
 
     def forward(self, view: Tensor, nodes: tuple[int, int]) -> Placement:
         """(n, 3, h', w') view to h x w nodes."""
         density = resized(self.net(view), nodes)
-        return Placement(density_to_grid(density, self.sigma), density)
-
-
-class MarginalPlacer(nn.Module):
-    """Predicts a density and spreads rows and columns by its marginals.
-
-    Parameters
-    ----------
-    net : DensityNet
-        View to density.
-    """
-
-    def __init__(self, net: DensityNet) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, view: Tensor, nodes: tuple[int, int]) -> Placement:
-        """(n, 3, h', w') view to h x w nodes."""
-        density = resized(self.net(view), nodes)
-        return Placement(marginal_grid(density), density)
-
-
-class ZoomPlacer(DensityPlacer):
-    """Predicts a density, frames it by its marginals, and moves nodes towards the rest.
-
-    Parameters
-    ----------
-    net, sigma
-        As for `DensityPlacer`.
-    """
-
-    def forward(self, view: Tensor, nodes: tuple[int, int]) -> Placement:
-        """(n, 3, h', w') view to h x w nodes."""
-        density = resized(self.net(view), nodes)
-        return Placement(zoomed_grid(density, self.sigma), density)
+        return Placement(self.spread(density), density)
 
 
 class FixedPlacer(nn.Module):
@@ -106,7 +72,7 @@ class FixedPlacer(nn.Module):
     Parameters
     ----------
     sigma : float
-        As for `DensityPlacer`.
+        Kernel of the map as a share of the short side.
     h, w : int
         Nodes of the stored density; it is resized where others are asked for.
     """
@@ -130,7 +96,7 @@ class GivenPlacer(nn.Module):
     Parameters
     ----------
     sigma : float
-        As for `DensityPlacer`.
+        Kernel of the map as a share of the short side.
     """
 
     def __init__(self, sigma: float) -> None:

@@ -2,20 +2,20 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from torch import nn
 
 from wsi_pipeline.errors import UnknownNameError
-from wsi_pipeline.models.density import DensityNet
+from wsi_pipeline.models.density import DensityNet, density_to_grid
+from wsi_pipeline.models.marginals import marginal_grid, zoomed_grid
 from wsi_pipeline.models.placing import (
     DensityPlacer,
     EvenPlacer,
     FieldPlacer,
     FixedPlacer,
     GivenPlacer,
-    MarginalPlacer,
-    ZoomPlacer,
 )
 from wsi_pipeline.models.spec import SegmenterSpec
 
@@ -69,15 +69,15 @@ def _even(_: SegmenterSpec) -> nn.Module:
 
 
 def _density(spec: SegmenterSpec) -> nn.Module:
-    return DensityPlacer(_net(spec), spec.sigma)
+    return DensityPlacer(_net(spec), partial(density_to_grid, sigma=spec.sigma))
 
 
 def _zoomed(spec: SegmenterSpec) -> nn.Module:
-    return ZoomPlacer(_net(spec), spec.sigma)
+    return DensityPlacer(_net(spec), partial(zoomed_grid, sigma=spec.sigma))
 
 
 def _marginals(spec: SegmenterSpec) -> nn.Module:
-    return MarginalPlacer(_net(spec))
+    return DensityPlacer(_net(spec), marginal_grid)
 
 
 def _field(spec: SegmenterSpec) -> nn.Module:
