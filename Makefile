@@ -4,6 +4,8 @@
 # make bench-segment: trains and measures the arms of learned downsampling, goes on
 #   where it stopped; MINUTES=60 starts none later; DATASET=cityscapes DATA=FOLDER
 #   measures whole images of one of the table of datasets under its usual budgets
+# make bench-study: the published motivational study: densities made from the truth,
+#   from nearly even to dense at boundaries, and the best of them for each class
 # make bench-tile: the tiler against its floors and other converters, 15 minutes
 
 PYTHON ?= $(shell command -v python3.12 || command -v python3)
@@ -14,7 +16,7 @@ DONE = $(VENV)/.installed-$(EXTRAS)
 EXTRAS ?= dev
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: setup demo test test-slow check bench bench-segment bench-tile clean
+.PHONY: setup demo test test-slow check bench bench-segment bench-study bench-tile clean
 
 setup: $(DONE)
 
@@ -56,6 +58,11 @@ $(PEERS)/.installed:
 	$(PEERS)/bin/python -m pip install --quiet pyvips==3.2.0 pyvips-binary==8.18.7 \
 	  ngff-zarr==0.50.0 tifffile imagecodecs 'dask[distributed]'
 	touch $@
+
+bench-study: $(DONE)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/segment_table.py \
+	  --only '^glas .*(uniform|oracle,floor)' \
+	  $(if $(DEVICE),--device $(DEVICE) --jobs 1)
 
 bench-tile: $(DONE) $(PEERS)/.installed
 	$(BIN)/python tests/benchmarks/tile_speed.py

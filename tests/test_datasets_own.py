@@ -220,6 +220,16 @@ def test_strips_of_a_case_are_one_picture() -> None:
     assert near < far
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.5, 0.25])
+def test_strips_of_every_size_show_the_same_tissue(scale: float) -> None:
+    case = lay_cases("test", DatasetOptions(scale=scale))[0]
+    assert case.heights_px[0] * case.mpp == 2000
+    assert case.width_px * case.mpp == 7200
+    # 80 x 800 nodes are 25 px of the paper's strips: 25 um, or a little less
+    size = case.heights_px[0], case.width_px
+    assert 20 <= case.heights_px[0] * case.mpp / strip_nodes(size)[0] <= 25
+
+
 def test_strips_depend_on_the_seed_alone() -> None:
     data = [
         load_dataset("synthetic-strips", None, options=options).validation
@@ -271,8 +281,8 @@ def test_written_strips_come_back_as_they_were_painted(tmp_path: Path) -> None:
 
 
 def test_strips_refuse_what_cannot_be_painted(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"0\.2 to 1\.5, got 3\.0"):
-        lay_cases("train", DatasetOptions(mpp=3.0))
+    with pytest.raises(ConfigError, match=r"0\.2 to 8, got 9\.0"):
+        lay_cases("train", DatasetOptions(mpp=9.0))
     with pytest.raises(ConfigError, match="got 'val'"):
         lay_cases("val", TINY)
     with pytest.raises(ConfigError, match="no split to write"):

@@ -278,7 +278,10 @@ def synth(
 def synth_strips(
     out: Annotated[Path, typer.Argument(help="Folder for images and masks.")],
     scale: Annotated[
-        float, typer.Option(min=0.02, max=1, help="Size, 1 = strips of 2000 px.")
+        float,
+        typer.Option(
+            min=0.02, max=1, help="1: 2000 px of 1 um high; 0.25: 500 of 4 um."
+        ),
     ] = 0.25,
     seed: Seed = 0,
 ) -> None:

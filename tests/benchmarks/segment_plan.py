@@ -13,7 +13,7 @@ from wsi_pipeline.classes import MaskClass
 from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.training.data import LabelledImages, Views
 from wsi_pipeline.training.datasets import DatasetOptions, load_dataset
-from wsi_pipeline.training.datasets.pca_histo import strip_nodes
+from wsi_pipeline.training.datasets.pca_histo import RULE_NODES, strip_nodes
 from wsi_pipeline.training.datasets.record import SegmentData
 from wsi_pipeline.training.datasets.strip_files import paint_strips
 from wsi_pipeline.training.frames import framed, on_canvas
@@ -34,8 +34,8 @@ CROP_PX = 192, 256
 
 STRIPS = Path(__file__).parent.parent.parent / "build" / "strips"
 STRIP_SCALE = 0.25
-STRIP_RULE = 20, 200
-"""The published 80 x 800 on strips of a quarter of the size."""
+"""500 px of 4 um high; a node is then 24 um, as at the published size."""
+STRIP_STEPS = 2000
 
 type Size = tuple[int, int]
 
@@ -151,7 +151,7 @@ def every_pixel(size_px: Size) -> Size:
 
 def strip_rule(size_px: Size) -> Size:
     """Nodes of a strip."""
-    return strip_nodes(size_px, STRIP_RULE)
+    return strip_nodes(size_px, RULE_NODES)
 
 
 def paint_missing_strips() -> None:
@@ -175,7 +175,8 @@ def _plan() -> Iterator[Cell]:
         if budget == 256:
             yield from _around_256(nodes)
     for seed in range(3):
-        yield from _partly_tissue("strips", 625, (20, 94), seed, batch=2)
+        for strategy in ("learned", "uniform", "edge"):
+            yield Cell("strips", strategy, 36, (83, 391), seed, STRIP_STEPS, batch=2)
     for budget in (144, 64):
         yield Cell("binary", "uniform", budget, WIDER[budget], 0)
 

@@ -5,9 +5,10 @@ from itertools import groupby
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from segment_plan import BUDGETS, FRAME_PX, WIDER, Cell
 
-from wsi_pipeline.metrics import bootstrap_interval, mean_iou
+from wsi_pipeline.metrics import bootstrap_interval, iou, mean_iou
 from wsi_pipeline.training.comparing import TRIMAP_PX
 from wsi_pipeline.training.evaluating import by_group
 from wsi_pipeline.training.plots import Measured
@@ -63,6 +64,26 @@ def summary(rows: list[Row]) -> Iterator[str]:
             "" if steps == Cell.steps else f", {steps} steps"
         )
         yield f"| {name} | {' | '.join(means)} | {', '.join(pairs)} |"
+
+
+def class_table(rows: list[Row]) -> Iterator[str]:
+    """One line per arm of data of more than two classes: IoU of each class."""
+    rows = [row for row in rows if len(row["classes"]) > 2]
+    ordered = sorted(rows, key=lambda row: (row["classes"], arm_key(row)))
+    for classes, shared in groupby(ordered, key=lambda row: row["classes"]):
+        yield f"| IoU | {' | '.join(classes)} |"
+        yield "|---|" + "--:|" * len(classes)
+        for key, members in groupby(shared, key=arm_key):
+            data, budget, steps, strategy, changes, _ = key
+            found = np.mean([_of_classes(row) for row in members], axis=0)
+            name = f"{data}, 1/{budget}, {strategy} {changes}".strip()
+            cells = " | ".join(f"{value:.3f}" for value in found)
+            yield f"| {name}, {steps} steps | {cells} |"
+        yield ""
+
+
+def _of_classes(row: Row) -> NDArray[np.float64]:
+    return iou(np.sum(row["full"], axis=0))
 
 
 def _setting(row: Row) -> tuple[str, int, int]:

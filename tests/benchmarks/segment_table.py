@@ -25,7 +25,7 @@ import numpy as np
 import orjson
 import torch
 from segment_plan import PLAN, Cell, Frames, cells_of, paint_missing_strips
-from segment_report import plain_frames, summary, table
+from segment_report import class_table, plain_frames, summary, table
 
 from wsi_pipeline.models.sampling import cell_areas
 from wsi_pipeline.models.segmenter import SegmentNet
@@ -72,7 +72,7 @@ def main() -> int:
         publish_figure(given.plot, draw_budgets(plain))
         return 0
     if given.table:
-        print("\n".join([*summary(done), "", *table(done)]))
+        print("\n".join([*summary(done), "", *table(done), "", *class_table(done)]))
         return 0
     names = {row["name"] for row in done}
     plan = cells_of(given.dataset, given.data) if given.dataset else PLAN

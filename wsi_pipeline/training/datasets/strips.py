@@ -20,12 +20,15 @@ from wsi_pipeline.synthesis.sections import SectionLayout, SlideKind, lay_sectio
 from wsi_pipeline.synthetic import SYNTHETIC_CLASSES
 from wsi_pipeline.training.data import LabelledImages
 from wsi_pipeline.training.datasets.ondemand import OnDemand
+from wsi_pipeline.training.datasets.pca_histo import RULE_NODES
 from wsi_pipeline.training.datasets.record import DatasetOptions, SegmentData
 
 Pair = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
 HEIGHT_PX = 2000
 _MPP = 1.0
+_COARSEST_MPP = 8.0
+"""Of painted tissue; scales below 1/8 show less of it."""
 _SEED = 30_000
 _CASES_PER_SEED = 100
 _TRIES = 400
@@ -164,7 +167,8 @@ def lay_cases(split: str, options: DatasetOptions) -> tuple[StripCase, ...]:
     split : str
         "train", "validation" or "test".
     options : DatasetOptions
-        `scale`, `seed`, and `mpp` (1.0 if left out; 0.2 to 1.5).
+        `scale`, `seed`, and `mpp` (0.2 to 8; left out, 1 / scale, at most 8: strips of
+        every size show the same tissue, 2 mm high).
 
     Raises
     ------
@@ -174,9 +178,11 @@ def lay_cases(split: str, options: DatasetOptions) -> tuple[StripCase, ...]:
     names = [name for name, _ in SPLITS]
     if split not in names:
         raise ConfigError(f"split must be one of {', '.join(names)}, got {split!r}")
-    mpp = _MPP if options.mpp is None else options.mpp
-    if not 0.2 <= mpp <= 1.5:
-        raise ConfigError(f"mpp of painted strips must be 0.2 to 1.5, got {mpp}")
+    mpp = options.mpp
+    if mpp is None:
+        mpp = min(_MPP / options.scale, _COARSEST_MPP)
+    if not 0.2 <= mpp <= _COARSEST_MPP:
+        raise ConfigError(f"mpp of painted strips must be 0.2 to 8, got {mpp}")
     first = [0, *accumulate(len(rows) for _, rows in SPLITS)][names.index(split)]
     found = []
     for number, (width, strips, last) in enumerate(dict(SPLITS)[split], first):
@@ -229,7 +235,6 @@ def synthetic_strips(data_dir: Path | None, options: DatasetOptions) -> SegmentD
             f"dataset 'synthetic-strips' has no classes {options.classes!r}"
         )
     train, validation, test = (paint_split(name, options) for name, _ in SPLITS)
-    rule = round(80 * options.scale), round(800 * options.scale)
     return SegmentData(
         name="synthetic-strips",
         classes=SYNTHETIC_CLASSES,
@@ -237,10 +242,9 @@ def synthetic_strips(data_dir: Path | None, options: DatasetOptions) -> SegmentD
         validation=validation,
         test=test,
         frame_px=None,
-        budgets=(rule,),
+        budgets=(RULE_NODES,),
         cases_disjoint=True,
         licence="Apache-2.0 (painted by this package)",
         note="Painted stand-in with the sizes and counts of PCa-Histo, not its tissue "
-        f"or classes; scale {options.scale}. The budget is a rule (`strip_nodes`), "
-        "scaled with the strips.",
+        f"or classes; scale {options.scale}. The budget is a rule (`strip_nodes`).",
     )
