@@ -223,11 +223,11 @@ def test_strips_of_a_case_are_one_picture() -> None:
 @pytest.mark.parametrize("scale", [1.0, 0.5, 0.25])
 def test_strips_of_every_size_show_the_same_tissue(scale: float) -> None:
     case = lay_cases("test", DatasetOptions(scale=scale))[0]
-    assert case.heights_px[0] * case.mpp == 2000
-    assert case.width_px * case.mpp == 7200
-    # 80 x 800 nodes are 25 px of the paper's strips: 25 um, or a little less
+    assert case.heights_px[0] * case.mpp == 1000
+    assert case.width_px * case.mpp == 3600
+    # one of 80 x 800 nodes has 25 px of the paper's strips, or a little less
     size = case.heights_px[0], case.width_px
-    assert 20 <= case.heights_px[0] * case.mpp / strip_nodes(size)[0] <= 25
+    assert 10 <= case.heights_px[0] * case.mpp / strip_nodes(size)[0] <= 12.5
 
 
 def test_strips_depend_on_the_seed_alone() -> None:

@@ -280,7 +280,7 @@ def synth_strips(
     scale: Annotated[
         float,
         typer.Option(
-            min=0.02, max=1, help="1: 2000 px of 1 um high; 0.25: 500 of 4 um."
+            min=0.02, max=1, help="1: 2000 px of 0.5 um high; 0.25: 500 of 2."
         ),
     ] = 0.25,
     seed: Seed = 0,

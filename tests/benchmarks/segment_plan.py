@@ -34,7 +34,7 @@ CROP_PX = 192, 256
 
 STRIPS = Path(__file__).parent.parent.parent / "build" / "strips"
 STRIP_SCALE = 0.25
-"""500 px of 4 um high; a node is then 24 um, as at the published size."""
+"""500 px of 2 um high; a node is then 12 um, as at the published size."""
 STRIP_STEPS = 2000
 
 type Size = tuple[int, int]

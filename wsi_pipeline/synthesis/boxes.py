@@ -30,7 +30,6 @@ def paint_box(
     step = BLOCK_PX
     for row in range(y // step, -(-(y + h) // step)):
         for column in range(x // step, -(-(x + w) // step)):
-            colours, classes = _coarse_block(world, column, row, fine, times)
             x0, y0 = max(x, column * step), max(y, row * step)
             x1, y1 = min(x + w, (column + 1) * step), min(y + h, (row + 1) * step)
             target = (slice(y0 - y, y1 - y), slice(x0 - x, x1 - x))
@@ -38,22 +37,35 @@ def paint_box(
                 slice(y0 - row * step, y1 - row * step),
                 slice(x0 - column * step, x1 - column * step),
             )
+            colours, classes = _coarse_block(world, column, row, fine, times, source)
             rgb[target] = colours[source]
             truth[target] = classes[source]
     return rgb, truth
 
 
 def _coarse_block(
-    world: World, column: int, row: int, fine: float, times: int
+    world: World,
+    column: int,
+    row: int,
+    fine: float,
+    times: int,
+    wanted: tuple[slice, slice],
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """A block `times` coarser: area mean of the colours, middle pixel of the truth."""
+    """A block `times` coarser: area mean of the colours, middle pixel of the truth.
+
+    Only the wanted rows and columns are sure to be painted.
+    """
     if times == 1:
         return paint_block(world, column, row, fine)
     side = BLOCK_PX * times
-    rgb = np.empty((side, side, 3), np.uint8)
-    truth = np.empty((side, side), np.uint8)
-    for j in range(times):
-        for i in range(times):
+    rgb = np.zeros((side, side, 3), np.uint8)
+    truth = np.zeros((side, side), np.uint8)
+    rows, columns = (
+        range(part.start * times // BLOCK_PX, -(-part.stop * times // BLOCK_PX))
+        for part in wanted
+    )
+    for j in rows:
+        for i in columns:
             place = (
                 slice(j * BLOCK_PX, (j + 1) * BLOCK_PX),
                 slice(i * BLOCK_PX, (i + 1) * BLOCK_PX),

@@ -26,9 +26,9 @@ from wsi_pipeline.training.datasets.record import DatasetOptions, SegmentData
 Pair = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
 HEIGHT_PX = 2000
-_MPP = 1.0
+_MPP = 0.5
 _COARSEST_MPP = 8.0
-"""Of painted tissue; scales below 1/8 show less of it."""
+"""Of painted tissue; scales below 1/16 show less of it."""
 _SEED = 30_000
 _CASES_PER_SEED = 100
 _TRIES = 400
@@ -167,8 +167,8 @@ def lay_cases(split: str, options: DatasetOptions) -> tuple[StripCase, ...]:
     split : str
         "train", "validation" or "test".
     options : DatasetOptions
-        `scale`, `seed`, and `mpp` (0.2 to 8; left out, 1 / scale, at most 8: strips of
-        every size show the same tissue, 2 mm high).
+        `scale`, `seed`, and `mpp` (0.2 to 8; left out, 0.5 / scale, at most 8: strips
+        of every size show the same tissue, 1 mm high).
 
     Raises
     ------
