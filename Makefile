@@ -7,6 +7,7 @@
 # make bench-study: the published motivational study: densities made from the truth,
 #   from nearly even to dense at boundaries, and the best of them for each class
 # make bench-tile: the tiler against its floors and other converters, 15 minutes
+# make bench-select: patches from Zarr through the encoder, against the encoder alone
 
 PYTHON ?= $(shell command -v python3.12 || command -v python3)
 VENV ?= .venv
@@ -16,7 +17,8 @@ DONE = $(VENV)/.installed-$(EXTRAS)
 EXTRAS ?= dev
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: setup demo test test-slow check bench bench-segment bench-study bench-tile clean
+.PHONY: setup demo test test-slow check bench bench-segment bench-study bench-tile \
+  bench-select clean
 
 setup: $(DONE)
 
@@ -66,6 +68,9 @@ bench-study: $(DONE)
 
 bench-tile: $(DONE) $(PEERS)/.installed
 	$(BIN)/python tests/benchmarks/tile_speed.py
+
+bench-select: $(DONE)
+	$(BIN)/python tests/benchmarks/select_speed.py
 
 clean:
 	rm -rf $(VENV) $(PEERS) demo

@@ -206,8 +206,9 @@ def _around_256(nodes: tuple[int, int]) -> Iterator[Cell]:
         yield Cell("binary", "learned", 256, nodes, seed, changes=(("view_stride", 2),))
     for strategy in ("learned", "uniform"):
         yield Cell("binary", strategy, 256, nodes, 0, steps=3000)
+    for seed in range(3):
+        yield Cell("binary", "staged", 256, nodes, seed)
     for strategy in (
-        "staged",
         "alternating",
         "jin",
         "oracle",

@@ -33,7 +33,7 @@ def table(rows: list[Row]) -> Iterator[str]:
 
 
 _ARMS = (
-    "uniform", "uniform +20 %", "edge", "saliency", "learned", "zoomed",
+    "uniform", "uniform +20 %", "edge", "saliency", "staged", "learned", "zoomed",
     "uniform on the tissue", "learned on the tissue",
 )  # fmt: skip
 

@@ -1,6 +1,7 @@
 """Paints a slide block by block, here or in more processes, into spool and truth."""
 
 import multiprocessing
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from wsi_pipeline.pyramid import MaskPyramid
 from wsi_pipeline.synthesis.boxes import paint_box
 from wsi_pipeline.synthesis.painting import BLOCK_PX, World
 from wsi_pipeline.synthesis.spooling import SUPER_PX, Spool
+
+_STOPS = signal.SIGINT, signal.SIGTERM
 
 
 @dataclass(frozen=True)
@@ -60,15 +63,33 @@ def run_tasks(
     # spawn: forking a process that runs threads can lock up
     context = multiprocessing.get_context("spawn")
     others = set(multiprocessing.active_children())
-    with ProcessPoolExecutor(min(workers, len(tasks)), context) as pool:
+    count = min(workers, len(tasks))
+    with ProcessPoolExecutor(count, context, initializer=_listen) as pool:
         try:
-            yield pool.map(paint_task, tasks)
+            with _undisturbed():
+                results = pool.map(paint_task, tasks)
+            yield results
         except BaseException:
             # a failure or Ctrl-C: what is under way will be thrown away
             for process in set(multiprocessing.active_children()) - others:
                 process.terminate()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Hold signals back: a process whose parent ends while it starts shows an error."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _listen() -> None:
+    """A process inherits what is held back where it is started."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
 
 
 def paint_task(task: BlockTask) -> tuple[Box, ...]:
