@@ -1,124 +1,16 @@
-"""The selector: its attention, its folded scorer, and the exact choice."""
+"""The selector: its attention, its folded scorer, its shape."""
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from wsi_pipeline.errors import ModelError, UnknownNameError
 from wsi_pipeline.models.encoders import ENCODERS, build_encoder
-from wsi_pipeline.models.selector import (
-    CrossAttention,
-    SelectorNet,
-    SelectorShape,
-    choose_patches,
-)
+from wsi_pipeline.models.selector import CrossAttention, SelectorNet, SelectorShape
 
 
 def small_net(tasks: tuple[str, ...] = ("cancer", "gland")) -> SelectorNet:
     torch.manual_seed(3)
     return SelectorNet(SelectorShape(width=32, heads=4, key_width=8), tasks).eval()
-
-
-def logits_of(n: int, channels: int, seed: int = 0, spread: float = 2.0):
-    return np.random.default_rng(seed).normal(0, spread, (n, channels))
-
-
-# the choice
-
-
-@pytest.mark.parametrize("m", [1, 5, 59, 60, 61])
-def test_one_channel_is_the_plain_top_m(m: int) -> None:
-    logits = logits_of(60, 1)
-    expected = np.zeros(60, bool)
-    expected[np.argsort(-logits[:, 0])[:m]] = True
-    assert (choose_patches(logits, m).chosen == expected).all()
-
-
-def test_score_is_the_mean_over_channels_of_a_softmax_over_all_patches() -> None:
-    logits = logits_of(50, 8)
-    choice = choose_patches(logits, 7)
-    weights = torch.from_numpy(logits).softmax(0).mean(1).numpy()
-    np.testing.assert_allclose(choice.score, weights, rtol=1e-13)
-    assert choice.score.sum() == pytest.approx(1, abs=1e-12)
-    assert (np.sort(choice.rank) == np.arange(50)).all()
-    assert (
-        choice.score[np.argsort(choice.rank)][:-1] >= np.sort(-choice.score)[1:] * -1
-    ).all()
-
-
-def test_two_heads_choose_what_neither_buffer_of_two_would() -> None:
-    # the example of the method note: over all three patches b beats c and a
-    a, b, c = (4, 1), (1, 3.5), (8, 0.01)
-    choice = choose_patches(np.log([a, b, c]), 1)
-    np.testing.assert_allclose(choice.score, [0.2648, 0.4266, 0.3086], atol=5e-4)
-    assert choice.chosen.tolist() == [False, True, False]
-
-
-@settings(max_examples=50, deadline=None)
-@given(
-    n=st.integers(1, 40),
-    channels=st.integers(1, 6),
-    m=st.integers(1, 45),
-    seed=st.integers(0, 10_000),
-    spread=st.sampled_from([0.0, 1e-9, 1.0, 80.0]),
-)
-def test_choice_follows_patches_through_any_order(
-    n: int, channels: int, m: int, seed: int, spread: float
-) -> None:
-    logits = logits_of(n, channels, seed, spread)
-    choice = choose_patches(logits, m)
-    assert choice.chosen.sum() == min(n, m)
-    assert choice.score.sum() == pytest.approx(1, abs=1e-9)
-    assert (choice.rank[choice.chosen] < m).all()
-    order = np.random.default_rng(seed).permutation(n)
-    again = choose_patches(logits[order], m)
-    # the sum of the softmax may round otherwise in another order: compare by value
-    threshold = np.sort(choice.score)[-min(n, m)]
-    clear = np.abs(choice.score - threshold) > 1e-12
-    assert (again.chosen == choice.chosen[order])[clear[order]].all()
-
-
-def test_ties_go_to_the_lower_patch_id() -> None:
-    logits = np.ones((9, 4))
-    logits[7] = 2
-    choice = choose_patches(logits, 4)
-    assert np.flatnonzero(choice.chosen).tolist() == [0, 1, 2, 7]
-    assert choice.rank.tolist() == [1, 2, 3, 4, 5, 6, 7, 0, 8]
-
-
-@pytest.mark.parametrize("n", [0, 1])
-def test_no_patch_and_one_patch(n: int) -> None:
-    choice = choose_patches(np.zeros((n, 3), np.float32), 5)
-    assert choice.score.tolist() == [1.0] * n
-    assert choice.rank.tolist() == [0] * n
-    assert choice.chosen.tolist() == [True] * n
-
-
-def test_logits_of_plus_and_minus_80_neither_overflow_nor_lose_the_order() -> None:
-    logits = np.array([[80.0], [-80.0], [79.0], [0.0]], np.float32)
-    choice = choose_patches(logits, 2)
-    assert choice.rank.tolist() == [0, 3, 1, 2]
-    assert np.isfinite(choice.score).all()
-    # 80 against 79: e / (e + 1) of the attention
-    assert choice.score[0] == pytest.approx(np.e / (np.e + 1), rel=1e-12)
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_a_logit_that_is_no_number_is_refused_by_patch(value: float) -> None:
-    logits = np.zeros((5, 2), np.float32)
-    logits[3, 1] = value
-    with pytest.raises(ModelError, match=r"1 of 5 patches, the first is patch 3"):
-        choose_patches(logits, 2)
-
-
-def test_planted_patches_are_found_wherever_they_are() -> None:
-    n, m = 20_000, 64
-    logits = logits_of(n, 4, spread=1.0)
-    places = [0, 63, 64, 4095, 4096, 9_999, n - 2, n - 1]
-    logits[places] += 8
-    assert choose_patches(logits, m).chosen[places].all()
 
 
 # the attention

@@ -6,18 +6,18 @@ chooses them (iterative patch selection).
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wsi_pipeline.errors import ConfigError, ModelError, UnknownNameError
 from wsi_pipeline.models.encoders import build_encoder
+from wsi_pipeline.models.positions import check_width, encode_positions
 from wsi_pipeline.models.resizer import check_base
 
-_SINCE: dict[str, Any] = {"resizer": "", "resized_px": 0}  # Any: JSON values
+# Any: JSON values
+_SINCE: dict[str, Any] = {"resizer": "", "resized_px": 0, "position": False}
 """What older cards do not state."""
 
 
@@ -41,13 +41,16 @@ class SelectorShape:
         Base filter of a learned `Resizer` before the encoder; "" for none.
     resized_px : int
         Side to which it brings the patches; 0 where there is none.
+    position : bool
+        Whether attention also sees where on the slide a patch lies.
 
     Raises
     ------
     UnknownNameError
         If there is no such base filter.
     ConfigError
-        If there is a resizer without a side, or a side without a resizer.
+        If there is a resizer without a side, or a side without a resizer; or if places
+        do not fit the width.
     """
 
     encoder: str = "small"
@@ -57,10 +60,13 @@ class SelectorShape:
     inner_width: int = 256
     resizer: str = ""
     resized_px: int = 0
+    position: bool = False
 
     def __post_init__(self) -> None:
         if self.resizer:
             check_base(self.resizer)
+        if self.position:
+            check_width(self.width)
         if bool(self.resizer) != (self.resized_px > 0):
             raise ConfigError(
                 "a resizer and the side of what it makes are given together "
@@ -70,7 +76,7 @@ class SelectorShape:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Read a card's ``architecture``; older ones know nothing of a resizer.
+        """Read a card's ``architecture``; older ones lack the newest keys.
 
         Raises
         ------
@@ -174,15 +180,27 @@ class CrossAttention(nn.Module):
         real : (b, n) bool tensor, optional
             False where a row only pads a short bag.
         """
-        b, n, _ = x.shape
-        tokens = self.queries.shape[1]
-        logits = (x @ self.scorer()).view(b, n, self.heads, tokens)
+        logits = x @ self.scorer()  # (b, n, C)
         if real is not None:
-            logits = logits.masked_fill(~real[:, :, None, None], -torch.inf)
+            logits = logits.masked_fill(~real[:, :, None], -torch.inf)
         weights = self.dropout(logits.softmax(1))
-        values = self.v(x).view(b, n, self.heads, self.key_width)
-        pooled = torch.einsum("bnht,bnhd->bthd", weights, values)
-        joined = self.fc(pooled.reshape(b, tokens, -1))  # (b, T, H * d) to (b, T, D)
+        return self.finish(weights.transpose(1, 2) @ x)
+
+    def finish(self, pooled: Tensor) -> Tensor:
+        """Turn what the channels have pooled into tokens: (b, C, D) to (b, T, D).
+
+        Parameters
+        ----------
+        pooled : (b, C, D) tensor
+            Mean embedding per channel, weighted by its attention. Values are linear in
+            embeddings, so that the value of the mean is the mean of the values.
+        """
+        b, _, width = pooled.shape
+        tokens = self.queries.shape[1]
+        means = pooled.view(b, self.heads, tokens, width)
+        v = self.v.weight.view(self.heads, self.key_width, width)  # (H, d, D)
+        values = torch.einsum("bhtw,hdw->bthd", means, v)
+        joined = self.fc(values.reshape(b, tokens, -1))  # (b, T, H * d) to (b, T, D)
         y: Tensor = self.norm1(self.queries + self.dropout(joined))
         inner = self.dropout(self.shrink(torch.relu(self.expand(y))))
         z: Tensor = self.norm2(y + inner)
@@ -222,92 +240,84 @@ class SelectorNet(nn.Module):
         """Number C of attention channels, heads x tasks."""
         return self.shape.heads * len(self.tasks)
 
-    def forward(self, patches: Tensor, real: Tensor) -> Tensor:
+    def forward(
+        self, patches: Tensor, real: Tensor, places_um: Tensor | None = None
+    ) -> Tensor:
         """Logit per task of bags of patches: (b, n, 3, p, p) to (b, T).
 
         Parameters
         ----------
         real : (b, n) bool tensor
             False where a patch only pads a short bag.
+        places_um : (b, n, 2) tensor, optional
+            See `place`.
         """
         b, n = real.shape
         x = self.embed(patches.flatten(0, 1)).view(b, n, -1)
-        return self.predict(x, real)
+        return self.predict(x, real, places_um)
 
     def embed(self, patches: Tensor) -> Tensor:
-        """Encode patches: (n, 3, p, p) uint8 to (n, D)."""
+        """Encode the pixels of patches: (n, 3, p, p) uint8 to (n, D)."""
         x: Tensor = self.encoder(patches)
         return x
 
-    def logits(self, x: Tensor) -> Tensor:
-        """Attention logits of embeddings: (n, D) to (n, C), at least float32."""
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        return x.to(dtype) @ self.attention.scorer().to(dtype)
+    def place(self, x: Tensor, places_um: Tensor | None) -> Tensor:
+        """Add to embeddings where their patches lie, for attention to see.
 
-    def predict(self, x: Tensor, real: Tensor | None = None) -> Tensor:
-        """Logit per task of bags: (b, n, D) to (b, T)."""
-        tokens = self.attention(x, real)
+        Parameters
+        ----------
+        x : (..., D) tensor
+            What `embed` gave; kept without places wherever it is kept.
+        places_um : (..., 2) tensor, optional
+            As `encode_positions` takes them.
+
+        Returns
+        -------
+        (..., D) tensor
+            The embeddings as they are where the selector knows nothing of places.
+
+        Raises
+        ------
+        ModelError
+            If places are missing, not wanted, or not one per embedding.
+        """
+        wanted = (*x.shape[:-1], 2) if self.shape.position else None
+        got = None if places_um is None else tuple(places_um.shape)
+        if got != wanted:
+            raise ModelError(
+                f"places of patches: got {got or 'none'}, this selector wants "
+                f"{wanted or 'none'}"
+            )
+        if places_um is None:
+            return x
+        return x + encode_positions(places_um, x.shape[-1]).to(x.dtype)
+
+    def logits(self, x: Tensor, places_um: Tensor | None = None) -> Tensor:
+        """Attention logits of embeddings: (n, D) to (n, C), at least float32.
+
+        Parameters
+        ----------
+        places_um : (n, 2) tensor, optional
+            See `place`.
+        """
+        x = self.place(x.to(torch.promote_types(x.dtype, torch.float32)), places_um)
+        return x @ self.attention.scorer().to(x.dtype)
+
+    def predict(
+        self, x: Tensor, real: Tensor | None = None, places_um: Tensor | None = None
+    ) -> Tensor:
+        """Logit per task of bags: (b, n, D) to (b, T).
+
+        Parameters
+        ----------
+        real : (b, n) bool tensor, optional
+            False where a row only pads a short bag.
+        places_um : (b, n, 2) tensor, optional
+            See `place`.
+        """
+        return self.answer(self.attention(self.place(x, places_um), real))
+
+    def answer(self, tokens: Tensor) -> Tensor:
+        """Logit per task of what attention made of bags: (b, T, D) to (b, T)."""
         parts = [head(tokens[:, t]) for t, head in enumerate(self.outputs)]
         return torch.cat(parts, dim=1)
-
-
-class Choice(NamedTuple):
-    """Scores of n patches and the choice among them.
-
-    ``score`` (n,) float64 sums to 1; ``rank`` (n,) int64, 0 = most salient; ``chosen``
-    (n,) bool.
-    """
-
-    score: NDArray[np.float64]
-    rank: NDArray[np.int64]
-    chosen: NDArray[np.bool_]
-
-
-def choose_patches(logits: NDArray[np.floating], top_m: int) -> Choice:
-    """Exact selection: one softmax over all patches per channel, mean, top M.
-
-    Parameters
-    ----------
-    logits : (n, C) float array
-        Attention logit per patch and channel.
-    top_m : int
-        M; all patches are chosen where there are no more.
-
-    Returns
-    -------
-    Choice
-        Equal scores go to the lower patch id.
-
-    Raises
-    ------
-    ModelError
-        If a logit is not finite: there is no order among such patches.
-
-    Notes
-    -----
-    Ranked in float64, so that neither the batch nor the order of the patches matters.
-    Memory: two (n, C) float64 arrays, 32 MB for 250,000 patches and 8 channels.
-
-    References
-    ----------
-    Bergner et al., ICLR 2023: attention averaged over heads, then over queries; here
-    with the normaliser of all patches instead of the current buffer's.
-    """
-    wrong = ~np.isfinite(logits).all(axis=1)
-    if wrong.any():
-        raise ModelError(
-            f"the selector gave no finite logit for {int(wrong.sum())} of "
-            f"{len(logits)} patches, the first is patch {int(wrong.argmax())}; "
-            "its weights are damaged or do not fit"
-        )
-    n = len(logits)
-    if not n:
-        empty = np.empty(0, np.int64)
-        return Choice(empty.astype(np.float64), empty, empty.astype(np.bool_))
-    wide = logits.astype(np.float64)
-    weights = np.exp(wide - wide.max(axis=0))
-    weights /= weights.sum(axis=0)
-    score = weights.mean(axis=1)
-    rank = np.empty(n, np.int64)
-    rank[np.argsort(-score, kind="stable")] = np.arange(n)
-    return Choice(score, rank, rank < top_m)
