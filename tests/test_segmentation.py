@@ -332,7 +332,7 @@ def test_a_base_too_coarse_for_the_model_is_refused(
 def test_too_little_memory_is_refused_before_anything_is_written(
     pyramid: Pyramid, model: ModelFolder, tmp_path: Path
 ) -> None:
-    options = SegmentOptions(device="cpu", memory="16KiB")
+    options = SegmentOptions(device="cpu", memory="1MiB")
     with pytest.raises(BudgetError, match="give --memory"):
         segment_regions(
             pyramid, choose([(300, 200)]), TISSUE, model, tmp_path / "p", options
@@ -343,8 +343,18 @@ def test_too_little_memory_is_refused_before_anything_is_written(
 def test_the_batch_does_not_change_the_answer(
     pyramid: Pyramid, model: ModelFolder, tmp_path: Path
 ) -> None:
+    with pytest.raises(BudgetError) as caught:
+        segment_regions(
+            pyramid,
+            choose([(300, 200)]),
+            TISSUE,
+            model,
+            tmp_path / "none",
+            SegmentOptions(device="cpu", memory="1MiB"),
+        )
+    smallest = str(caught.value).split("give --memory ")[1].split(" ")[0]
     stores = []
-    for name, memory in (("roomy", "1GiB"), ("tight", "1MiB")):
+    for name, memory in (("roomy", "1GiB"), ("tight", smallest)):
         options = SegmentOptions(device="cpu", memory=memory)
         store, facts = segment_regions(
             pyramid, choose([(300, 200)]), TISSUE, model, tmp_path / name, options

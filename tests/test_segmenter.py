@@ -128,7 +128,7 @@ def test_even_density_through_the_whole_deformed_path_is_the_baseline() -> None:
 
 
 def test_memory_too_small_for_one_region_is_refused(model: ModelFolder) -> None:
-    tiny = SegmentOptions(device="cpu", memory="16KiB")
+    tiny = SegmentOptions(device="cpu", memory="1MiB")
     with (
         pytest.raises(BudgetError, match=r"--memory .* segmenter needs at least"),
         open_segmenter(model, tiny, 128.0),

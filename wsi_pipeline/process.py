@@ -3,6 +3,8 @@
 import os
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from multiprocessing import active_children
 from pathlib import Path
 
@@ -27,6 +29,48 @@ def cpu_count() -> int:
     """CPUs that this process may run on."""
     affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
     return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def total_memory_bytes(root: Path = Path("/")) -> int:
+    """Memory of the machine, or what a cgroup leaves of it to this process.
+
+    Parameters
+    ----------
+    root : Path
+        Where the file systems "proc" and "sys" are.
+
+    Notes
+    -----
+    Limits of the groups above count too. In a container the path of the own group may
+    be the host's, and the limit then stands at the root of what is mounted.
+    """
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min([pages, *_group_limits(root)])
+
+
+def _group_limits(root: Path) -> Iterator[int]:
+    """Limits of memory that cgroups set, version 2 and 1, bytes."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    mounted = root / "sys/fs/cgroup"
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if controllers == "":
+            top, name = mounted, "memory.max"
+        elif "memory" in controllers.split(","):
+            top, name = mounted / "memory", "memory.limit_in_bytes"
+        else:
+            continue
+        own = top / group.lstrip("/")
+        for folder in (own, *own.parents):
+            if not folder.is_relative_to(top):
+                break
+            with suppress(OSError):
+                text = (folder / name).read_text().strip()
+                if text.isdecimal():  # not "max"
+                    yield int(text)
 
 
 def peak_resident_bytes(*, of_all: bool = False) -> int:

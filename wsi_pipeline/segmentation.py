@@ -45,6 +45,7 @@ def segment_regions(
     options: SegmentOptions = SegmentOptions(),  # noqa: B008  # frozen
     *,
     progress: Callable[[int, int], None] | None = None,
+    cache: Path | None = None,
 ) -> tuple[RegionStore, dict[str, Any]]:
     """Segment regions of fixed physical size on a lattice over the slide.
 
@@ -65,6 +66,8 @@ def segment_regions(
         Strategy, coverage, overlap, device, memory.
     progress : callable, optional
         Called with (regions done, regions in all).
+    cache : Path, optional
+        File of peaks that were measured before, for planning the batch.
 
     Returns
     -------
@@ -87,10 +90,11 @@ def segment_regions(
 
     Notes
     -----
-    Memory: the planned batch on the device, three batches of uint8 regions on the host.
+    Memory: the planned batch on the device, four batches of uint8 regions on the host,
+    which the budget counts on the CPU.
     """
-    side_px = _side_px(pyramid, model.card.segmenter)
-    with open_segmenter(model, options, side_px) as segmenter:
+    side_px = _side_px(pyramid, model.card.need_segmenter())
+    with open_segmenter(model, options, side_px, cache=cache) as segmenter:
         plan = _Plan.make(pyramid, selection, tissue, segmenter, side_px, options)
         regions = plan.detail + plan.coarse
         nodes = segmenter.nodes
@@ -325,23 +329,25 @@ def _segment(
 
 
 def _facts(
-    options: SegmentOptions, segmenter: RegionSegmenter, plan: _Plan
+    options: SegmentOptions, segmenter: RegionSegmenter, regions: _Plan
 ) -> dict[str, Any]:
     """What was planned and measured; only numbers that a second run repeats."""
     peaks = segmenter.report()
     facts: dict[str, Any] = {
         "strategy": options.strategy,
         "coverage": options.coverage,
-        "region_side_px": plan.side_px,
-        "regions_detail": len(plan.detail),
-        "regions_coarse": len(plan.coarse),
+        "region_side_px": regions.side_px,
+        "regions_detail": len(regions.detail),
+        "regions_coarse": len(regions.coarse),
         "batch": segmenter.batch,
         "device": segmenter.device.type,
         "peak_allocated_bytes": peaks.allocated,
         "peak_reserved_bytes": peaks.reserved,
         "downgrades": [list(step) for step in segmenter.elastic.downgrades],
     }
-    if segmenter.plan is not None:
-        facts["budget_bytes"] = segmenter.plan.budget_bytes
-        facts["measured_bytes"] = segmenter.plan.measured_bytes
+    plan = segmenter.plan
+    if plan is not None:
+        facts["budget_bytes"] = plan.budget_bytes
+        facts["measured_bytes"] = plan.measured_bytes
+        facts["fit"] = {"intercept_bytes": plan.intercept, "slope_bytes": plan.slope}
     return facts

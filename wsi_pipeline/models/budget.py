@@ -1,6 +1,6 @@
 """Memory budget of nets: devices, peaks, and the batch that a number of bytes allows.
 
-The only room that names ``torch.cuda``.
+With precision.py and carrying.py the only room that names ``torch.cuda``.
 """
 
 import math
@@ -11,18 +11,15 @@ from dataclasses import dataclass
 
 import torch
 
-# The legacy recorder, since it is silent, costs microseconds and gives the allocator's
-# own events in order; torch.profiler writes to stderr and starts for seconds.
-from torch._C._autograd import _disable_profiler_legacy, _enable_profiler_legacy
-from torch._C._profiler import ProfilerConfig, ProfilerState, _ExperimentalConfig
-
 from wsi_pipeline.errors import BudgetError, ConfigError
-from wsi_pipeline.process import peak_resident_bytes
+from wsi_pipeline.models.tracing import trace_peak
+from wsi_pipeline.process import peak_resident_bytes, total_memory_bytes
 
 MARGIN = 0.95
 """Share of the budget that a plan fills; the rest is the allocators' rounding."""
 
 _MIB = 1 << 20
+_START = 8  # the smaller of the two batches that a fit is made from
 # A CUDA context with its libraries; more than that belongs to other processes.
 _LARGEST_CONTEXT = 600 * _MIB
 
@@ -36,7 +33,8 @@ class MemoryReport:
     allocated : int
         Held by tensors on the device; on the CPU as traced for the planned batch.
     reserved : int
-        Held by torch's allocator on the device, plus the CUDA context.
+        Held by torch's allocator on the device, plus the CUDA context: what the driver
+        shows for this process. On the CPU what the plan counts with.
     process : int
         Resident memory of this process, on the host.
     """
@@ -56,17 +54,23 @@ class BatchPlan:
         A power of two.
     budget_bytes : int
         What the user stated.
+    option : str
+        Name of the option that states it.
     intercept, slope : float
         The fit: bytes(I) = intercept + slope x I.
     measured_bytes : int
         Peak of a warm-up with the chosen batch.
+    counted_bytes : int
+        What that peak takes of the budget.
     """
 
     batch: int
     budget_bytes: int
+    option: str
     intercept: float
     slope: float
     measured_bytes: int
+    counted_bytes: int
 
     @property
     def predicted_bytes(self) -> int:
@@ -99,24 +103,38 @@ def resolve_device(name: str | None) -> torch.device:
     return torch.device("cuda", index)
 
 
+def name_device(device: torch.device) -> str:
+    """What decides, besides the net, what a batch takes: kind, model, threads."""
+    if device.type == "cuda":
+        return f"cuda {torch.cuda.get_device_name(device)}"
+    kind = torch.backends.cpu.get_cpu_capability()
+    return f"cpu {kind}, {torch.get_num_threads()} threads"
+
+
 def budget_for(
-    device: torch.device, memory: int, gpu_memory: int | None
+    device: torch.device, memory: float, gpu_memory: float | None
 ) -> tuple[int, str]:
     """Bytes that apply to a device, and the option that states them.
 
     Parameters
     ----------
-    memory : int
-        Budget on the CPU, bytes.
-    gpu_memory : int or None
-        Budget on the GPU, bytes; None means nine tenths of what is free now.
+    memory : int or float
+        Budget on the CPU: bytes, or as a float a share of the machine's memory.
+    gpu_memory : int, float or None
+        Budget on the GPU: bytes, or as a float a share of the card's memory; None means
+        nine tenths of what is free now.
     """
     if device.type != "cuda":
-        return memory, "--memory"
+        return _bytes_of(memory, total_memory_bytes), "--memory"
+    torch.cuda.empty_cache()  # what another act left is free for this one
     if gpu_memory is None:
-        free, _ = torch.cuda.mem_get_info(device)
-        gpu_memory = int(free * 0.9)
-    return gpu_memory, "--gpu-memory"
+        gpu_memory = int(torch.cuda.mem_get_info(device)[0] * 0.9)
+    size = _bytes_of(gpu_memory, lambda: torch.cuda.mem_get_info(device)[1])
+    return size, "--gpu-memory"
+
+
+def _bytes_of(amount: float, total: Callable[[], int]) -> int:
+    return amount if isinstance(amount, int) else int(amount * total())
 
 
 def measure_peak(
@@ -135,13 +153,7 @@ def measure_peak(
     Returns
     -------
     int
-        CPU: running total of torch's allocator at its highest, this thread, the same
-        number in every run. CUDA: largest reserved memory plus the context.
-
-    Notes
-    -----
-    On the CPU the resident set was tried as well: it says 0 for anything that fits into
-    heap the process already holds, so it serves as a check only.
+        CPU: see `trace_peak`. CUDA: largest reserved memory plus the context.
     """
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -149,21 +161,7 @@ def measure_peak(
         action()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_reserved(device) + _context_bytes(device)
-    config = ProfilerConfig(
-        ProfilerState.CPU, False, True, False, False, False, _ExperimentalConfig()
-    )
-    _enable_profiler_legacy(config)
-    try:
-        action()
-    finally:
-        threads = _disable_profiler_legacy()
-    total = peak = 0
-    for events in threads:
-        for event in events:
-            if str(event.kind()) == "memory_alloc":  # stubs say int
-                total += event.cpu_memory_usage()
-                peak = max(peak, total)
-    return held_bytes + peak
+    return held_bytes + trace_peak(action)
 
 
 def plan_batch(
@@ -172,26 +170,26 @@ def plan_batch(
     *,
     option: str,
     what: str,
-    start: int = 8,
     largest: int = 64,
+    count: Callable[[int], int] = int,
 ) -> BatchPlan:
     """Choose the largest power of two whose peak stays inside the budget.
 
     Parameters
     ----------
     measure : callable
-        Batch size to peak bytes; runs a warm-up.
+        Batch size to peak bytes; runs a warm-up. With 0, asked after 1, what is taken
+        at rest: weights, context, libraries.
     budget_bytes : int
         The stated budget.
     option : str
         Name of the option that states it.
     what : str
         What is planned for, as the refusal names it.
-    start : int
-        I0 of the two warm-ups I0 and 2 x I0 that the fit is made from; smaller where
-        2 x I0 might not fit.
     largest : int
         Batch beyond which a bigger one buys nothing.
+    count : callable
+        What a peak takes of the budget, more for a larger peak.
 
     Returns
     -------
@@ -205,34 +203,40 @@ def plan_batch(
 
     Notes
     -----
-    No warm-up but the very first (one item) can exceed the budget: bytes(k) is at most
-    k x bytes(1) for an affine law with an intercept that is not negative, and for the
-    largest of several such laws, which is what a net's layers make.
+    The fit is made from warm-ups with 8 and 16 items, with fewer where 16 might not
+    fit. None but the very first (one item) can exceed the budget: above what is taken
+    at rest, k items take at most k times as much as one by an affine law with an
+    intercept that is not negative, and by the largest of several such laws, which is
+    what a net's layers make.
     """
-    room = budget_bytes * MARGIN
+
+    def fits(peak: float) -> bool:
+        return count(math.ceil(peak)) <= budget_bytes * MARGIN
+
     one = measure(1)
-    if one > room:
-        needed = math.ceil(one / MARGIN / _MIB)
+    if not fits(one):
+        needed = math.ceil(count(one) / MARGIN / _MIB)
         raise BudgetError(
             f"{option} {_mib(budget_bytes)}: the {what} needs at least {needed} MiB, "
             f"for one item at a time; give {option} {needed}MiB or more"
         )
-    step = 1 << (max(1, start).bit_length() - 1)
-    while step > 1 and (2 * step * one > room or 2 * step > largest):
+    rest = min(one, measure(0))
+    step = _START
+    while step and (2 * step > largest or not fits(rest + 2 * step * (one - rest))):
         step //= 2
-    if 2 * step * one > room or largest < 2:
-        return BatchPlan(1, budget_bytes, 0.0, float(one), one)
-    low, high = measure(step), measure(2 * step)
-    slope = max(0.0, (high - low) / step)
-    intercept = low - slope * step
+    intercept, slope = float(rest), float(one - rest)
+    if step:
+        low, high = measure(step), measure(2 * step)
+        slope = max(0.0, (high - low) / step)
+        intercept = low - slope * step
     batch = 1
-    while 2 * batch <= largest and intercept + slope * 2 * batch <= room:
+    while 2 * batch <= largest and fits(intercept + slope * 2 * batch):
         batch *= 2
-    measured = measure(batch)
-    while measured > room and batch > 1:
+    peak = measure(batch)
+    while batch > 1 and not fits(peak):
         batch //= 2
-        measured = measure(batch)
-    return BatchPlan(batch, budget_bytes, intercept, slope, measured)
+        peak = measure(batch)
+    return BatchPlan(batch, budget_bytes, option, intercept, slope, peak, count(peak))
 
 
 class ElasticBatch:
@@ -331,6 +335,7 @@ def enforced(device: torch.device, budget_bytes: int) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
+    before = torch.cuda.get_per_process_memory_fraction(device)
     total = torch.cuda.mem_get_info(device)[1]
     share = max(0, budget_bytes - _context_bytes(device)) / total
     torch.cuda.set_per_process_memory_fraction(min(1.0, share), device)
@@ -338,19 +343,22 @@ def enforced(device: torch.device, budget_bytes: int) -> Iterator[None]:
     try:
         yield
     finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, device)
+        torch.cuda.set_per_process_memory_fraction(before, device)
 
 
-def report_memory(device: torch.device, planned_bytes: int = 0) -> MemoryReport:
+def report_memory(
+    device: torch.device, measured_bytes: int = 0, counted_bytes: int = 0
+) -> MemoryReport:
     """Peaks since the start or the last `enforced`.
 
     Parameters
     ----------
-    planned_bytes : int
-        Traced peak of the plan; stands in on the CPU, which keeps no count of its own.
+    measured_bytes, counted_bytes : int
+        Of the plan; they stand in on the CPU, which keeps no count of its own.
     """
     if device.type != "cuda":
-        return MemoryReport(planned_bytes, planned_bytes, peak_resident_bytes())
+        counted = max(measured_bytes, counted_bytes)
+        return MemoryReport(measured_bytes, counted, peak_resident_bytes())
     return MemoryReport(
         torch.cuda.max_memory_allocated(device),
         torch.cuda.max_memory_reserved(device) + _context_bytes(device),

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,15 +15,11 @@ from wsi_pipeline.models.budget import (
     BatchPlan,
     ElasticBatch,
     MemoryReport,
-    budget_for,
-    enforced,
-    held_bytes,
-    measure_peak,
-    plan_batch,
     report_memory,
     resolve_device,
 )
 from wsi_pipeline.models.cards import ModelFolder
+from wsi_pipeline.models.planning import Workload, planned
 from wsi_pipeline.models.sampling import mip_levels, sample_image, to_unit
 from wsi_pipeline.models.segmenter import SegmentNet, load_segmenter
 
@@ -31,6 +28,8 @@ COARSER_LEVELS = 2
 
 # Beyond these a bigger batch is not faster; measured with the small nets.
 _LARGEST_BATCH = {"cpu": 8, "cuda": 128}
+# Batches of pixels on the host: read ahead, read, put together, filled up.
+_HOST_BATCHES = 4
 
 
 class RegionSegmenter:
@@ -116,7 +115,10 @@ class RegionSegmenter:
 
     def report(self) -> MemoryReport:
         """Peaks of memory so far."""
-        return report_memory(self.device, self.plan.measured_bytes if self.plan else 0)
+        if self.plan is None:
+            return report_memory(self.device)
+        plan = self.plan
+        return report_memory(self.device, plan.measured_bytes, plan.counted_bytes)
 
     @torch.inference_mode()
     def _forward(
@@ -153,7 +155,11 @@ def read_level(net: SegmentNet, side_px: float, nodes: int | None = None) -> int
 
 @contextmanager
 def open_segmenter(
-    model: ModelFolder, options: SegmentOptions, side_px: float
+    model: ModelFolder,
+    options: SegmentOptions,
+    side_px: float,
+    *,
+    cache: Path | None = None,
 ) -> Iterator[RegionSegmenter]:
     """Load a model's segmenter, plan its batch, and hold the budget while in use.
 
@@ -165,6 +171,8 @@ def open_segmenter(
         Strategy, device, memory.
     side_px : float
         Side of a region in base pixels.
+    cache : Path, optional
+        File of measured peaks; see `planned`.
 
     Yields
     ------
@@ -183,20 +191,17 @@ def open_segmenter(
         If the model has no weights for the strategy.
     """
     device = resolve_device(options.device)
-    budget, option = budget_for(device, options.memory, options.gpu_memory)
     net = load_segmenter(model, options.strategy, str(device))
+    net = net.to(memory_format=torch.channels_last)  # now, not in a warm-up
     side = math.ceil(side_px / 2 ** read_level(net, side_px))
-
-    def measure(batch: int) -> int:
-        segmenter = RegionSegmenter(net, batch)
-        return measure_peak(device, lambda: segmenter.warm_up(side), held_bytes(net))
-
-    plan = plan_batch(
-        measure,
-        budget,
-        option=option,
-        what="segmenter",
-        largest=_LARGEST_BATCH[device.type],
+    dtype = str(next(net.parameters()).dtype).removeprefix("torch.")
+    workload = Workload(
+        "segmenter",
+        net,
+        (model.card.need_segmenter().sha256, options.strategy, dtype, f"{side} px"),
+        lambda batch: RegionSegmenter(net, batch).warm_up(side),
+        _LARGEST_BATCH[device.type],
+        item_host_bytes=_HOST_BATCHES * 3 * side**2,
     )
-    with enforced(device, budget):
-        yield RegionSegmenter(net, plan.batch, plan=plan, option=option)
+    with planned(workload, device, options, cache=cache) as plan:
+        yield RegionSegmenter(net, plan.batch, plan=plan, option=plan.option)

@@ -17,5 +17,6 @@ def publish(run: SlideRun) -> Published:
         folder.predictions,
         run.config.segment,
         progress=run.ticker("segment"),
+        cache=folder.plans,
     )
     return [folder.predictions], facts | {"regions": len(store)}
