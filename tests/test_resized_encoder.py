@@ -114,7 +114,8 @@ def test_the_scorer_gives_what_the_net_gives_whatever_the_batch(
     with torch.no_grad():
         wanted = net.embed(patches).numpy()
     for count in (2, 7):  # batches of 2 and of 8, the last one filled up
-        with open_scorer(model, SelectOptions(device="cpu"), count) as scorer:
+        options = SelectOptions(device="cpu", precision="float32")
+        with open_scorer(model, options, count) as scorer:
             found = scorer.embed(patches.numpy())
         assert scorer.plan.batch == {2: 2, 7: 8}[count]
         # float32 kernels differ with the batch
@@ -122,23 +123,23 @@ def test_the_scorer_gives_what_the_net_gives_whatever_the_batch(
 
 
 def test_the_plan_counts_the_resizer_fits_and_refuses(model: ModelFolder) -> None:
-    budget = 4 << 20
-    with open_scorer(model, SelectOptions(device="cpu", memory=budget), 64) as scorer:
+    room = {"device": "cpu", "precision": "float32", "queue": 1 << 20}
+    budget = 90 << 20
+    with open_scorer(model, SelectOptions(**room, memory=budget), 64) as scorer:
         plan, held = scorer.plan, held_bytes(scorer.net)
     assert 1 < plan.batch < 64
-    assert plan.measured_bytes <= budget * MARGIN
+    assert plan.counted_bytes <= budget * MARGIN
     # at least the patches as floats, and twice the resizer's 16 features of them
     least = plan.batch * (3 + 2 * 16) * 4 * 48 * 48
     assert plan.measured_bytes > held + least
-    # enough for the selector without its resizer, which needs 1.4 MB
-    refused = SelectOptions(device="cpu", memory=1_600_000)
+    refused = SelectOptions(**room, memory=4 << 20)
     with (
         pytest.raises(BudgetError, match="selector needs at least") as error,
         open_scorer(model, refused, 64),
     ):
         pass
     needed = int(str(error.value).split("at least ")[1].split(" MiB")[0])
-    enough = SelectOptions(device="cpu", memory=needed << 20)
+    enough = SelectOptions(**room, memory=needed << 20)
     with open_scorer(model, enough, 64) as scorer:
         assert scorer.plan.batch >= 1
         assert scorer.embed(_patches(3).numpy()).shape == (3, 16)

@@ -1,27 +1,27 @@
 """Selects the salient patches of a slide: Pyramid and PatchGrid to Selection."""
 
-from collections import OrderedDict, deque
+import hashlib
+import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.config import SelectOptions
 from wsi_pipeline.errors import RegionError
-from wsi_pipeline.geometry import Box
+from wsi_pipeline.feeding import Ids, PatchSource, PyramidSource
+from wsi_pipeline.geometry import Scale
 from wsi_pipeline.models.cards import ModelFolder, SelectorCard
-from wsi_pipeline.models.scoring import PatchScorer, open_scorer
-from wsi_pipeline.models.selector import choose_patches
-from wsi_pipeline.places import Place
+from wsi_pipeline.models.choosing import Choice, choose_as_published, choose_patches
+from wsi_pipeline.models.scorer import PatchScorer, Scored
+from wsi_pipeline.models.scoring import open_scorer, settle
 from wsi_pipeline.pyramid import Pyramid
 from wsi_pipeline.regions import PatchGrid, Selection
+from wsi_pipeline.resuming import Done, LogitJournal
 
-_READERS = 2
-_AHEAD = 3  # batches that are read ahead of the net
-# Patches are cut from blocks of this side: reading one alone costs 25 times as much.
-_BLOCK_PX = 1024
-_BLOCKS_KEPT = 4
+type Tick = Callable[[int, int], None]
 
 
 def select_patches(
@@ -30,7 +30,9 @@ def select_patches(
     model: ModelFolder,
     options: SelectOptions = SelectOptions(),  # noqa: B008  # frozen
     *,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Tick | None = None,
+    journal: LogitJournal | None = None,
+    cache: Path | None = None,
 ) -> Selection:
     """Score every patch and choose the M most salient.
 
@@ -43,15 +45,19 @@ def select_patches(
     model : ModelFolder
         Its selector scores the patches.
     options : SelectOptions
-        M, device and memory.
+        Mode, M, device, memory, precision.
     progress : callable, optional
         Called with (patches done, n).
+    journal : LogitJournal, optional
+        Keeps what is found, and gives it back after a kill.
+    cache : Path, optional
+        File of measured peaks of memory; see `planned`.
 
     Returns
     -------
     Selection
-        Independent of the batch and of the order in which patches were read, but for
-        the rounding of the net's float32 logits.
+        Independent of the order in which patches were read and of the number of
+        readers; of the batch but for the rounding of the net. After a kill the same.
 
     Raises
     ------
@@ -60,36 +66,101 @@ def select_patches(
     BudgetError
         If the stated memory does not allow a single patch; before any pixel is read.
     ConfigError
-        If there is no such device.
+        If there is no such device, or the encoder does not take the precision.
     ModelError
         If the model folder is incomplete or does not fit.
     PyramidError
         If the pyramid cannot be read.
+    ExportError
+        If the journal cannot be written.
 
     Notes
     -----
-    Memory: the planned batch on the device; on the host four batches of uint8 patches,
-    25 MB of blocks, and n x C float32 logits (8 MB for 250,000 x 8), which alone grow
-    with n.
+    Memory: the planned batch on the device; on the host the queue of pixels, and n x C
+    float32 logits (8 MB for 250,000 x 8), which alone grow with n.
     """
-    card = model.card.selector
-    _check_grid(grid, card)
-    top_m = options.top_m or card.top_m
-    n = len(grid)
-    with open_scorer(model, options, n) as scorer:
+    _check_grid(grid, model.card.selector)
+    source = PyramidSource(pyramid, grid, settle(options).queue_bytes)
+    selection = select_from(
+        source,
+        grid,
+        pyramid.source.scale,
+        model,
+        options,
+        progress=progress,
+        journal=journal,
+        cache=cache,
+    )
+    selection.facts["reading"] = source.facts()
+    return selection
+
+
+def select_from(
+    source: PatchSource,
+    grid: PatchGrid,
+    scale: Scale,
+    model: ModelFolder,
+    options: SelectOptions = SelectOptions(),  # noqa: B008  # frozen
+    *,
+    progress: Tick | None = None,
+    journal: LogitJournal | None = None,
+    cache: Path | None = None,
+) -> Selection:
+    """Score what a source gives for every patch, pixels or features; choose M of them.
+
+    Parameters
+    ----------
+    source : PatchSource
+        What the model's encoder reads of the grid's patches.
+    grid : PatchGrid
+        n patches.
+    scale : Scale
+        um/px of level 0, for selectors that see places.
+    model, options, progress, journal, cache
+        See `select_patches`.
+
+    Returns
+    -------
+    Selection
+
+    Raises
+    ------
+    BudgetError, ConfigError, ModelError, ExportError
+        See `select_patches`; and whatever the source raises.
+    """
+    n, top_m = len(grid), options.top_m or model.card.selector.top_m
+    places = grid.corners * np.array([scale.x, scale.y])
+    order = source.order
+    key = _key(order, places, grid, model, options)
+    done = journal.load(key) if journal else None
+    with open_scorer(
+        model, options, n, batch=done.batch if done else None, cache=cache
+    ) as scorer:
+        if done and done.batch != scorer.plan.batch:
+            done = None  # the batch of then does not fit any more
+        if options.mode == "full":
+            scorer.pool_all()
         logits = np.empty((n, scorer.channels), np.float32)
-        done = 0
-        order = _reading_order(pyramid, grid)
-        for ids, patches in _read_batches(pyramid, grid, order, scorer.plan.batch):
-            logits[ids] = scorer.score(patches)
-            done += len(ids)
-            if progress is not None:
-                progress(done, n)
-        choice = choose_patches(logits, top_m)
-        predictions = _predict(pyramid, grid, order[choice.chosen[order]], scorer)
+        resumed = _restore(done, order, logits, scorer)
+        start = time.perf_counter()
+        left = order[resumed:]
+        batches = scorer.score_all(source.batches(left, scorer.plan.batch), places)
+        with _kept(journal, key, scorer, done) as keep:
+            count = resumed
+            for scored in batches:
+                logits[scored.ids] = scored.logits
+                keep(scored)
+                count += len(scored.ids)
+                if progress is not None:
+                    progress(count, n)
+        seconds = time.perf_counter() - start
+        choice = _choose(logits, top_m, options)
+        predictions = _predict(source, places, choice, scorer, options)
         facts = _facts(options, top_m, scorer)
     facts["captured_mass"] = float(choice.score[choice.chosen].sum())
     facts["predictions"] = predictions
+    facts["resumed_patches"] = resumed
+    facts["patches_per_s"] = round(len(left) / max(seconds, 1e-9), 1)
     return Selection(grid, logits, choice.score, choice.rank, choice.chosen, facts)
 
 
@@ -103,104 +174,112 @@ def _check_grid(grid: PatchGrid, card: SelectorCard) -> None:
         )
 
 
-def _reading_order(pyramid: Pyramid, grid: PatchGrid) -> NDArray[np.int64]:
-    """Patch ids sorted by the shard of their corner, the block in it, and the id."""
-    level = pyramid.level_for(grid.mpp)
-    factor = pyramid.levels[level].downsample
-    shard = np.floor_divide(grid.corners, pyramid.shard_px(level) * factor)
-    block = np.floor_divide(grid.corners, _BLOCK_PX * factor)
-    keys = (block[:, 0], block[:, 1], shard[:, 0], shard[:, 1])
-    return np.lexsort((np.arange(len(grid)), *keys))
+def _key(
+    order: Ids,
+    places: NDArray[np.float64],
+    grid: PatchGrid,
+    model: ModelFolder,
+    options: SelectOptions,
+) -> bytes:
+    """Digest of all that decides logits, but slide and batch, which a journal knows."""
+    setting = settle(options)
+    digest = hashlib.sha256()
+    for part in (
+        model.card.selector.sha256,
+        setting.device,
+        setting.precision,
+        options.compile,
+        options.mode == "full",
+        grid.header(),
+    ):
+        digest.update(repr(part).encode() + b"\n")
+    digest.update(order.tobytes())
+    digest.update(places.tobytes())
+    return digest.digest()
 
 
-def _read_batches(
-    pyramid: Pyramid, grid: PatchGrid, order: NDArray[np.int64], batch: int
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
-    """Yield ids and patches, read by a few threads at most `_AHEAD` batches ahead."""
-    parts = [order[i : i + batch] for i in range(0, len(order), batch)]
-    waiting: deque[tuple[NDArray[np.int64], Future[NDArray[np.uint8]]]] = deque()
-    with ThreadPoolExecutor(_READERS) as pool:
-        try:
-            for ids in parts:
-                waiting.append((ids, pool.submit(_read_patches, pyramid, grid, ids)))
-                if len(waiting) == _AHEAD:
-                    first, future = waiting.popleft()
-                    yield first, future.result()
-            while waiting:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        finally:
-            for _, future in waiting:
-                future.cancel()
+def _restore(
+    done: Done | None,
+    order: Ids,
+    logits: NDArray[np.float32],
+    scorer: PatchScorer,
+) -> int:
+    """Put what a killed pass found in its place; return how many patches it did."""
+    if done is None:
+        return 0
+    count = len(done.logits)
+    logits[order[:count]] = done.logits
+    scorer.continue_at(done.batch_now, count, done.state)
+    return count
 
 
-class _BlockReader(Pyramid):
-    """A pyramid that is read in whole blocks, the last few of which are kept."""
+@contextmanager
+def _kept(
+    journal: LogitJournal | None, key: bytes, scorer: PatchScorer, done: Done | None
+) -> Iterator[Callable[[Scored], None]]:
+    """Yield what adds a batch to the journal, if there is one."""
 
-    def __init__(self, path: Place) -> None:
-        super().__init__(path)
-        self._kept: OrderedDict[tuple[int, int, int], NDArray[np.uint8]] = OrderedDict()
+    def keep(scored: Scored) -> None:
+        if journal is not None:
+            journal.add(scored.logits, scorer.elastic.size, scored.state)
 
-    def read_level(self, box: Box, level: int) -> NDArray[np.uint8]:
-        """As `Pyramid.read_level`, put together from blocks."""
-        inside = self.levels[level].box.intersect(box)
-        out = np.empty((3, inside.h, inside.w), np.uint8)
-        for cell in inside.blocks(_BLOCK_PX):
-            x, y = cell.x // _BLOCK_PX * _BLOCK_PX, cell.y // _BLOCK_PX * _BLOCK_PX
-            place, local = cell.shift(-inside.x, -inside.y), cell.shift(-x, -y)
-            block = self._block(x, y, level)
-            out[:, place.rows, place.columns] = block[:, local.rows, local.columns]
-        return out
-
-    def _block(self, x: int, y: int, level: int) -> NDArray[np.uint8]:
-        key = level, x, y
-        if key not in self._kept:
-            block = super().read_level(Box(x, y, _BLOCK_PX, _BLOCK_PX), level)
-            self._kept[key] = block
-            if len(self._kept) > _BLOCKS_KEPT:
-                self._kept.popitem(last=False)
-        return self._kept[key]
+    if journal is not None:
+        journal.start(key, scorer.channels, scorer.plan.batch, done)
+    try:
+        yield keep
+    finally:
+        if journal is not None:
+            journal.close()
 
 
-def _read_patches(
-    pyramid: Pyramid, grid: PatchGrid, ids: NDArray[np.int64]
-) -> NDArray[np.uint8]:
-    """Pixels of some patches, (k, 3, p, p) uint8."""
-    side = grid.patch_px
-    blocks = _BlockReader(pyramid.path)
-    out = np.empty((len(ids), 3, side, side), np.uint8)
-    for row, patch in enumerate(ids):
-        out[row] = blocks.read(grid.box(int(patch)), grid.mpp, (side, side))
-    return out
+def _choose(logits: NDArray[np.float32], top_m: int, options: SelectOptions) -> Choice:
+    """The M patches that the mode chooses."""
+    if options.mode != "ips":
+        return choose_patches(logits, top_m)
+    order = np.random.default_rng(options.seed or 0).permutation(len(logits))
+    return choose_as_published(logits, top_m, options.chunk or top_m, order)
 
 
 def _predict(
-    pyramid: Pyramid,
-    grid: PatchGrid,
-    order: NDArray[np.int64],
+    source: PatchSource,
+    places: NDArray[np.float64],
+    choice: Choice,
     scorer: PatchScorer,
+    options: SelectOptions,
 ) -> dict[str, float]:
-    """The slide's probability per task; the chosen patches are read once more."""
-    batches = _read_batches(pyramid, grid, order, scorer.plan.batch)
-    parts = [scorer.embed(patches) for _, patches in batches]
-    return scorer.predict(np.concatenate(parts)) if parts else {}
+    """The slide's probability per task; the chosen patches are read once more.
+
+    Not so in mode full, where all patches were pooled as they came.
+    """
+    if not len(choice.rank):
+        return {}
+    if options.mode == "full":
+        return scorer.predict_all()
+    ids = source.order[choice.chosen[source.order]]
+    parts = scorer.embed_all(source.batches(ids, scorer.plan.batch))
+    return scorer.predict(np.concatenate([x for _, x in parts]), places[ids])
 
 
 def _facts(
     options: SelectOptions, top_m: int, scorer: PatchScorer
 ) -> dict[str, object]:
-    """What was planned and measured; only numbers that a second run repeats."""
+    """What was planned and measured (JSON values)."""
     plan, peaks = scorer.plan, scorer.report()
-    return {
+    facts: dict[str, object] = {
         "mode": options.mode,
         "top_m": top_m,
         "batch": plan.batch,
         "device": scorer.device.type,
-        "dtype": scorer.dtype,
+        "precision": scorer.precision,
+        "compiled": options.compile,
         "budget_bytes": plan.budget_bytes,
         "fit": {"intercept_bytes": plan.intercept, "slope_bytes": plan.slope},
         "measured_bytes": plan.measured_bytes,
+        "counted_bytes": plan.counted_bytes,
         "peak_allocated_bytes": peaks.allocated,
         "peak_reserved_bytes": peaks.reserved,
         "downgrades": [list(step) for step in scorer.elastic.downgrades],
     }
+    if options.mode == "ips":
+        facts |= {"chunk": options.chunk or top_m, "seed": options.seed or 0}
+    return facts

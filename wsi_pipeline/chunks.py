@@ -1,0 +1,183 @@
+"""Reads chunks of a level straight from its shards: boxes to pixels in an array.
+
+The inverse of shards.py. zarr-python takes twice the processor time for the same chunks
+(16.8 megapixels: 152 against 84 ms with zstd, 251 against 128 ms with JPEG).
+"""
+
+import os
+from collections.abc import Callable, Iterable
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Self
+
+import google_crc32c
+import imagecodecs
+import numpy as np
+from imagecodecs.zarr import Jpeg
+from numcodecs.zstd import Zstd
+from numpy.typing import NDArray
+from zarr.codecs import BytesCodec, ShardingCodec, TransposeCodec, ZstdCodec
+
+from wsi_pipeline.errors import PyramidError
+from wsi_pipeline.geometry import Box
+from wsi_pipeline.places import Place
+
+type Pixels = NDArray[np.uint8]
+type _Decode = Callable[[bytes, Pixels], Pixels]
+"""A chunk's bytes, and room of its shape that may be used, to (3, y, x) pixels."""
+
+_ABSENT = 2**64 - 1
+_DAMAGE = (OSError, RuntimeError, ValueError)
+
+
+class ChunkReader:
+    """One level of a pyramid on this machine, read chunk by chunk; no open handle.
+
+    Parameters
+    ----------
+    path : Path
+        Folder of the level's array.
+    chunk_px, shard_px : int
+        Sides of a chunk and of a shard.
+    decode : callable
+        Undoes the codec of the chunks.
+
+    References
+    ----------
+    Zarr v3 codec "sharding_indexed", index at the end, with its crc32c.
+    """
+
+    def __init__(
+        self, path: Path, chunk_px: int, shard_px: int, decode: _Decode
+    ) -> None:
+        self._path, self._decode = path, decode
+        self._chunk_px, self._shard_px = chunk_px, shard_px
+
+    @classmethod
+    def of(cls, path: Place, array: Any) -> Self | None:  # Any: zarr's is generic
+        """A reader of a level's array; None for one that only zarr can read.
+
+        Parameters
+        ----------
+        path : Path or UPath
+            Folder of the array.
+        array : zarr.Array
+            The same, open.
+        """
+        if array.metadata.zarr_format != 3 or not isinstance(path, Path):
+            return None
+        match array.metadata.codecs:
+            case (ShardingCodec(codecs=inner, index_location="end"),):
+                decode = _decoder(inner)
+            case _:
+                return None
+        if decode is None:
+            return None
+        return cls(path, array.chunks[-1], array.shards[-1], decode)
+
+    def read(self, cells: Iterable[Box], x: int, y: int, out: Pixels) -> None:
+        """Read chunks into an array whose first pixel is (x, y) of the level.
+
+        Parameters
+        ----------
+        cells : iterable of Box
+            Each a chunk's box on the level's grid, or what of it lies in the image.
+        out : (3, h, w) uint8 array
+            Holds all cells; pixels outside them are left as they are.
+
+        Raises
+        ------
+        PyramidError
+            If a shard is lost or damaged, or lacks one of the chunks.
+        """
+        room = np.empty((3, self._chunk_px, self._chunk_px), np.uint8)
+        for shard, inside in groupby(sorted(cells, key=self._order), self._shard_of):
+            file = self._path / "c" / "0" / str(shard[0]) / str(shard[1])
+            try:
+                with _Shard(file, self._shard_px // self._chunk_px) as chunks:
+                    for cell in inside:
+                        planes = self._decode(chunks.get(*self._place(cell)), room)
+                        to = cell.shift(-x, -y)
+                        out[:, to.rows, to.columns] = planes[:, : cell.h, : cell.w]
+            except _DAMAGE as error:
+                raise PyramidError(
+                    f"{file}: damaged, cannot be read: {error}"
+                ) from error
+
+    def _shard_of(self, cell: Box) -> tuple[int, int]:
+        return cell.y // self._shard_px, cell.x // self._shard_px
+
+    def _order(self, cell: Box) -> tuple[int, ...]:
+        return (*self._shard_of(cell), cell.y, cell.x)
+
+    def _place(self, cell: Box) -> tuple[int, int]:
+        """Row and column of a chunk in its shard."""
+        x, y = cell.x % self._shard_px, cell.y % self._shard_px
+        return y // self._chunk_px, x // self._chunk_px
+
+
+class _Shard:
+    """An open shard and its index of offsets and lengths."""
+
+    def __init__(self, path: Path, across: int) -> None:
+        self._path, self._across = path, across
+
+    def __enter__(self) -> Self:
+        self._file = os.open(self._path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        try:
+            length = 16 * self._across**2
+            start = os.fstat(self._file).st_size - length - 4
+            index = self._read(length, start)
+            if google_crc32c.value(index) != int.from_bytes(
+                self._read(4, start + length), "little"
+            ):
+                raise ValueError("the checksum of its index does not fit")
+        except BaseException:
+            os.close(self._file)
+            raise
+        self._index = np.frombuffer(index, "<u8").reshape(self._across, -1, 2)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        os.close(self._file)
+
+    def get(self, row: int, column: int) -> bytes:
+        """The bytes of a chunk."""
+        offset, length = (int(value) for value in self._index[row, column])
+        if offset == _ABSENT:
+            raise ValueError(f"chunk {row}, {column} was not written")
+        return self._read(length, offset)
+
+    def _read(self, length: int, offset: int) -> bytes:
+        data = os.pread(self._file, length, offset)
+        if len(data) != length:
+            raise ValueError("the file is cut short")
+        return data
+
+
+def _decoder(codecs: tuple[Any, ...]) -> _Decode | None:  # Any: zarr's are generic
+    """What undoes the codecs of chunks, for those that layout.py knows."""
+    match codecs:
+        case (BytesCodec(), ZstdCodec()):
+            return _decode_zstd
+        case (TransposeCodec(order=(1, 2, 0)), Jpeg() as jpeg):
+
+            def decode_jpeg(data: bytes, room: Pixels) -> Pixels:
+                pixels = imagecodecs.jpeg8_decode(
+                    data,
+                    tables=jpeg.tables,
+                    colorspace=jpeg.colorspace_jpeg,
+                    outcolorspace=jpeg.colorspace_data,
+                )
+                if pixels.shape != (*room.shape[1:], len(room)):
+                    raise ValueError(f"a chunk of {pixels.shape} pixels")
+                planes: Pixels = pixels.transpose(2, 0, 1)
+                return planes
+
+            return decode_jpeg
+    return None
+
+
+def _decode_zstd(data: bytes, room: Pixels) -> Pixels:
+    Zstd().decode(data, out=room.reshape(-1))
+    return room
