@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,9 @@ from wsi_pipeline.models.cards import ModelCard, find_model
 from wsi_pipeline.pipeline import final_key, publish_manifest, run_stage
 from wsi_pipeline.pyramid import MaskPyramid, Pyramid
 from wsi_pipeline.results import Manifest, SlideFolder
+from wsi_pipeline.resuming import LogitJournal
 from wsi_pipeline.stages import SlideJob, SlideRun
+from wsi_pipeline.stages import select as select_stage
 
 EXACT = RunConfig().updated(
     "export", simplify_um=0.0, min_area_um2=0.0, min_hole_um2=0.0
@@ -84,11 +87,24 @@ def test_everything_that_the_design_names_is_there(results):
     assert {p.name for p in results.path.iterdir()} == {
         "slide.ome.zarr", "tissue.png", "patches.parquet", "selection.parquet",
         "segmentation.geojson", "thumbnail.png", "overlay.png", "attention.png",
+        "attention.geojson", "attention.ome.zarr", "top_patches.png",
         "stages", "manifest.json",
     }  # fmt: skip
     assert {p.name for p in results.path.parent.iterdir()} == {
-        results.slide_id, "run.json", "slides.csv", "report.html",
+        results.slide_id, "run.json", "slides.csv", "report.html", "plans.json",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("verb", ["select", "segment"])
+def test_the_manifest_tells_what_memory_both_nets_were_given_and_took(results, verb):
+    manifest = Manifest.load(results)
+    facts = manifest.facts[verb]
+    assert facts["budget_bytes"] == manifest.config[verb]["memory"] == 2 << 30
+    assert facts["peak_allocated_bytes"] == facts["measured_bytes"]
+    assert facts["measured_bytes"] < facts["peak_reserved_bytes"] < 2 << 30
+    assert facts["fit"]["slope_bytes"] > 0
+    assert manifest.peak_bytes[verb] > facts["measured_bytes"]
+    assert facts["batch"] & (facts["batch"] - 1) == 0
 
 
 def test_image_and_labels_are_valid_ome_zarr_on_the_same_levels(results):
@@ -333,6 +349,45 @@ def test_a_stage_made_anew_takes_back_what_came_of_the_old_one(results, tmp_path
     ]  # fmt: skip
 
 
+def test_a_killed_selection_goes_on_where_it_was_and_keeps_no_journal(
+    results, tmp_path, monkeypatch
+):
+    def killed(stage: str, done: int, total: int) -> None:
+        if done > total / 2:
+            raise KeyboardInterrupt
+
+    out = tmp_path / "copy"
+    subprocess.run(["cp", "-r", results.path, out], check=True)
+    (out / "stages" / "select.json").unlink()
+    at_once = partial(LogitJournal, every_s=0)
+    monkeypatch.setattr(select_stage, "LogitJournal", at_once)
+    run = SlideRun(SlideFolder(out), ALL, find_model("synthetic"), progress=killed)
+    with pytest.raises(KeyboardInterrupt):
+        run_stage("select", run)
+    assert run.folder.journal.exists()
+    record = run_stage("select", replace(run, progress=None))
+    assert record.facts["resumed_patches"] > 0
+    assert not run.folder.journal.exists()
+    same = (out / "selection.parquet").read_bytes() == results.selection.read_bytes()
+    assert same
+
+
+@pytest.mark.parametrize(
+    ("given", "anew"),
+    [
+        ({"mode": "full"}, True),
+        ({"precision": "float32"}, True),
+        ({"compile": True}, False),
+        ({"queue": "64MiB"}, False),
+        ({"memory": "3GiB"}, False),
+    ],
+)
+def test_options_that_change_more_than_rounding_are_part_of_the_key(made, given, anew):
+    job, model = SlideJob("a", made[0]), find_model("synthetic")
+    before = final_key(job, model, ALL)
+    assert (final_key(job, model, ALL.updated("select", **given)) != before) == anew
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -377,8 +432,8 @@ def test_an_export_in_another_form_replaces_the_first(made, results, tmp_path):
     out = tmp_path / "copy"
     subprocess.run(["cp", "-r", results.path.parent, out], check=True)
     run_batch([made[0]], out, find_model("synthetic"), ALL.updated("export", gzip=True))
-    names = [p.name for p in (out / results.slide_id).glob("segmentation*")]
-    assert names == ["segmentation.geojson.gz"]
+    names = {p.name for p in (out / results.slide_id).glob("*.geojson*")}
+    assert names == {"segmentation.geojson.gz", "attention.geojson.gz"}
 
 
 def test_a_failed_slide_shows_no_picture_of_an_earlier_run(made, results, tmp_path):

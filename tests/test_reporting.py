@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from wsi_pipeline.errors import ConfigError, ExportError
-from wsi_pipeline.reporting import ClassArea, RunFacts, SlideRow, write_report
+from wsi_pipeline.reporting import (
+    Attention,
+    ClassArea,
+    RunFacts,
+    SlideRow,
+    row_of,
+    write_report,
+)
+from wsi_pipeline.results import Manifest
 
 RUN = RunFacts(
     model="glas",
@@ -31,9 +39,12 @@ DONE = SlideRow(
     seconds=3725.0,
     peak_memory_bytes=3 * 2**29,
     folder="one-0a1b2c3d",
-    pictures=("attention.png", "overlay.png", "thumbnail.png"),
+    pictures=("attention.png", "overlay.png", "thumbnail.png", "top_patches.png"),
     geojson="segmentation.geojson",
+    detections="attention.geojson",
+    attention=Attention(1234, 64, 0.425, (("cancer", 0.875),), "mode exact"),
 )
+NEW = {"reused": False}
 FAILED = SlideRow("two-4e5f6a7b", "two.svs", "failed", reason="It is truncated.")
 
 
@@ -91,14 +102,24 @@ def test_a_finished_slide_shows_its_numbers_picture_and_geojson(
         "took 2 min 05 s",
         "Research use only, not for diagnosis.",
         "licence of the model: research only",
+        "64 of 1234",
+        "42 %",
+        "Predicted for the whole slide: cancer, probability 0.88. Research use only;",
+        "Patches were scored in mode exact.",
     ):
         assert shown in page.text
-    assert page.links("src") == ["one-0a1b2c3d/overlay.png"]
+    assert page.links("src") == [
+        "one-0a1b2c3d/overlay.png",
+        "one-0a1b2c3d/attention.png",
+        "one-0a1b2c3d/top_patches.png",
+    ]
     assert page.links("href") == [
         "slides.csv",
         "one-0a1b2c3d/overlay.png",
-        "one-0a1b2c3d/segmentation.geojson",
         "one-0a1b2c3d/attention.png",
+        "one-0a1b2c3d/top_patches.png",
+        "one-0a1b2c3d/segmentation.geojson",
+        "one-0a1b2c3d/attention.geojson",
         "one-0a1b2c3d/thumbnail.png",
     ]
     assert "background:#009e73" in str(page.links("style"))
@@ -136,6 +157,8 @@ def test_no_text_becomes_markup(tmp_path: Path) -> None:
         folder="evil",
         pictures=("overlay.png",),
         geojson=evil,
+        detections=evil,
+        attention=Attention(2, 1, 0.5, ((evil, 0.5),), evil),
         warnings=(evil,),
     )
     run = RunFacts(evil, evil, evil, evil, evil, 1.0, evil)
@@ -144,8 +167,8 @@ def test_no_text_becomes_markup(tmp_path: Path) -> None:
     assert "script" not in tags
     assert tags.count("img") == 1
     # title, model, command, purpose, licence, version, start; name, reason, two areas,
-    # mpp source, warning
-    assert page.text.count("<script>alert(1)</script>") == 13
+    # mpp source, task, how it was scored, warning
+    assert page.text.count("<script>alert(1)</script>") == 15
     assert not [a for _, a in page.tags if any(key.startswith("on") for key in a)]
     assert [
         h for h in page.links("href") if h and ("<" in h or "javascript" in h)
@@ -196,7 +219,12 @@ def test_the_table_holds_every_slide_and_class(tmp_path: Path) -> None:
         "warnings": "",
         "area_mm2_Benign gland": "12.5",
         "area_mm2_Malignant gland": "0.25",
+        "patches": "1234",
+        "chosen_patches": "64",
+        "captured_attention": "0.425",
+        "probability_cancer": "0.875",
     }
+    assert second["patches"] == second["probability_cancer"] == ""
     assert second["status"] == "failed"
     assert second["tissue_mm2"] == second["area_mm2_Benign gland"] == ""
 
@@ -226,6 +254,77 @@ def test_an_empty_run_is_a_page_too(tmp_path: Path) -> None:
 def test_an_unknown_status_is_refused() -> None:
     with pytest.raises(ConfigError, match="got 'fine'"):
         SlideRow("x", "x.svs", "fine")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("probability", "shown"),
+    [(0.0, "below 0.01"), (0.01, "0.01"), (0.5, "0.50"), (0.9999, "above 0.99")],
+)
+def test_no_prediction_is_shown_as_sure(
+    tmp_path: Path, probability: float, shown: str
+) -> None:
+    choice = Attention(5, 5, 1.0, (("cancer", probability),))
+    row = SlideRow("a", "a.svs", "done", attention=choice)
+    assert f"probability {shown}. Research" in report(tmp_path, row).text
+
+
+SELECTED = {
+    "mode": "exact",
+    "batch": 64,
+    "device": "cuda",
+    "precision": "bfloat16",
+    "budget_bytes": 5 << 30,
+    "peak_allocated_bytes": 1 << 30,
+    "peak_reserved_bytes": 3 << 30,
+    "downgrades": [],
+    "predictions": {"cancer": 0.25},
+    "patches": 900,
+    "chosen": 64,
+    "captured_mass": 0.3,
+    "warnings": ["choose more with --top-m"],
+}
+
+
+def test_the_record_of_select_is_told_in_words(tmp_path: Path) -> None:
+    def row(**changes: object) -> SlideRow:
+        facts = {"tile": {"mpp": [0.5, 0.5], "warnings": ["odd"]}}
+        facts |= {"select": SELECTED | changes}
+        return row_of(tmp_path, Manifest("a", "a.svs", "k", "done", "", facts), **NEW)
+
+    first = row()
+    assert first.attention == Attention(
+        900,
+        64,
+        0.3,
+        (("cancer", 0.25),),
+        "mode exact; 64 patches at a time on cuda, bfloat16; 5.0 GiB allowed; "
+        "3.0 GiB used at the peak",
+    )
+    assert first.warnings == ("odd", "choose more with --top-m")
+    assert "choose more" in report(tmp_path, first).text
+    again = row(downgrades=[[64, 32], [32, 16]])
+    assert again.attention is not None
+    assert again.attention.how.endswith("fewer at a time 2 times, out of memory")
+
+
+def test_a_manifest_of_a_failed_or_earlier_run_has_a_row_too(tmp_path: Path) -> None:
+    failed = Manifest("a", "a.svs", "k", "failed", "why", {"lasting": True})
+    assert row_of(tmp_path, failed, **NEW).attention is None
+    old = Manifest("a", "a.svs", "k", "done", "", {"select": {"mode": "exact"}})
+    assert row_of(tmp_path, old, **NEW).attention is None
+
+
+def test_a_row_has_the_pictures_and_files_that_there_are(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    for name in ("attention.png", "top_patches.png"):
+        (tmp_path / "a" / name).write_bytes(b"")
+    export = {"path": "segmentation.geojson.gz", "detections": ["attention.geojson.gz"]}
+    done = Manifest("a", "a.svs", "k", "done", "", {"export": export})
+    row = row_of(tmp_path, done, **NEW)
+    assert row.pictures == ("attention.png", "top_patches.png")
+    assert (row.geojson, [row.detections]) == (export["path"], export["detections"])
+    none = Manifest("a", "a.svs", "k", "done", "", {"export": {"detections": []}})
+    assert row_of(tmp_path, none, **NEW).detections is None
 
 
 def test_a_folder_that_cannot_be_written_is_an_export_error(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from wsi_pipeline.publishing import (
     publish_json,
 )
 from wsi_pipeline.readers.probe import Prober
-from wsi_pipeline.reporting import ClassArea, RunFacts, SlideRow, write_report
+from wsi_pipeline.reporting import RunFacts, row_of, write_report
 from wsi_pipeline.results import NOTICE, Manifest, SlideFolder
 from wsi_pipeline.samplesheet import Entry, list_entries, pick_samples
 from wsi_pipeline.stages import Progress, SlideJob
@@ -285,7 +285,7 @@ def _write_run(
     config: RunConfig,
     started: datetime,
 ) -> None:
-    rows = [_row(out, o.manifest, reused=o.reused) for o in result.outcomes]
+    rows = [row_of(out, o.manifest, reused=o.reused) for o in result.outcomes]
     ended = datetime.now(UTC)
     publish_json(
         out / "run.json",
@@ -332,7 +332,7 @@ def rewrite_report(out: Path) -> Path:
     manifests += _skipped(out)
     if not manifests:
         raise ConfigError(f"{out}: no results of `wsi run` (no */manifest.json)")
-    rows = [_row(out, m, reused=False) for m in manifests]
+    rows = [row_of(out, m, reused=False) for m in manifests]
     seconds = sum(sum(m.seconds.values()) for m in manifests)
     model = next(m.model for m in manifests if m.model)
     write_report(out, rows, _run_facts(model, "", seconds))
@@ -361,39 +361,4 @@ def _run_facts(model: Mapping[str, Any], started: str, seconds: float) -> RunFac
         version("wsi-pipeline"),
         started,
         seconds,
-    )
-
-
-def _row(out: Path, manifest: Manifest, *, reused: bool) -> SlideRow:
-    """One row of the report."""
-    folder = SlideFolder(out / manifest.slide_id)
-    shown = manifest.status in ("done", "degraded")
-    pictures = (folder.thumbnail, folder.overlay, folder.attention)
-    geojson = manifest.facts.get("export", {}).get("path")
-    facts = manifest.facts
-    colours = {name: tuple(rgb) for name, rgb in manifest.model.get("classes", ())}
-    tile, stitch = facts.get("tile", {}), facts.get("stitch", {})
-    return SlideRow(
-        slide_id=manifest.slide_id,
-        slide=manifest.slide,
-        status=manifest.status,
-        reason=manifest.reason,
-        reused=reused,
-        tissue_mm2=facts.get("tissue", {}).get("tissue_mm2"),
-        areas=tuple(
-            ClassArea(name, colours[name], mm2)
-            for name, mm2 in stitch.get("area_mm2", {}).items()
-            if name in colours
-        ),
-        examined_share=(
-            stitch["share_in_detail"] + stitch["share_coarsely"] if stitch else None
-        ),
-        mpp=sum(tile["mpp"]) / 2 if tile else None,
-        mpp_source=tile.get("mpp_source", ""),
-        seconds=sum(manifest.seconds.values()) if manifest.seconds else None,
-        peak_memory_bytes=max(manifest.peak_bytes.values(), default=None),
-        folder=manifest.slide_id if folder.path.is_dir() else None,
-        pictures=tuple(p.name for p in pictures if shown and p.is_file()),
-        geojson=geojson,
-        warnings=tuple(tile.get("warnings", ())),
     )

@@ -16,6 +16,7 @@ STRICT: ArrayConfigParams = {
     "read_missing_chunks": False,
 }
 LABEL_CHUNK_PX, LABEL_SHARD_PX = 1024, 4096
+HEAT_CHUNK_PX = 512
 _LABEL_ZSTD_LEVEL = 3
 
 
@@ -121,6 +122,30 @@ def create_label_level(
         fill_value=NOT_COMPUTED,
         config=STRICT,
         **_place(version, (LABEL_SHARD_PX, LABEL_SHARD_PX)),
+        **codec.zarr_arguments(),
+    )
+
+
+def create_heat_level(
+    group: zarr.Group, version: Version, index: int, size_px: tuple[int, int]
+) -> zarr.Array[Any]:
+    """Add the empty (1, y, x) float32 array of one level of a heat map; 0 = nothing.
+
+    Parameters
+    ----------
+    group, version, index, size_px
+        See `create_label_level`.
+    """
+    w, h = size_px
+    codec = Zstd(_LABEL_ZSTD_LEVEL) if version == "0.5" else BloscLz4()
+    return group.create_array(
+        str(index),
+        shape=(1, h, w),
+        dtype="float32",
+        chunks=(1, HEAT_CHUNK_PX, HEAT_CHUNK_PX),
+        fill_value=0,
+        config=STRICT,
+        **_place(version, (1, HEAT_CHUNK_PX, HEAT_CHUNK_PX)),
         **codec.zarr_arguments(),
     )
 

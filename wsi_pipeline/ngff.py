@@ -194,6 +194,51 @@ def labels_documents(version: Version, names: Sequence[str]) -> dict[str, bytes]
     return _documents(version, {"labels": list(names)}, {})
 
 
+def heat_map_documents(
+    version: Version,
+    source: Source,
+    step_px: int,
+    first_px: float,
+    sizes: Sequence[tuple[int, int]],
+) -> dict[str, bytes]:
+    """Metadata files of a heat map over a slide: one float channel, 0 to 1.
+
+    Parameters
+    ----------
+    version, source
+        See `image_documents`.
+    step_px : int
+        Level-0 pixels of the slide from one pixel of the base to the next.
+    first_px : float
+        Centre of the base's first pixel, in level-0 pixels from the centre of the
+        slide's first.
+    sizes : sequence of tuple of int
+        (width, height) per level.
+
+    Returns
+    -------
+    dict of str to bytes
+        See `image_documents`; no OME-XML, since who reads that shows GeoJSON instead.
+
+    References
+    ----------
+    OME-Zarr 0.5 and 0.4, sections "multiscales" and "omero".
+    """
+    scales = _multiscales(version, source, step_px, len(sizes), True, first_px)
+    channel = _channel("Attention", "FFFF00", 1)
+    words = {
+        "multiscales": [scales | {"name": f"{source.name}, attention"}],
+        "omero": {"channels": [channel], "rdefs": {"model": "color"}},
+    }
+    own = {
+        "source": source.to_json(),
+        "step_px": step_px,
+        "level_sizes_px": [list(size) for size in sizes],
+        "value": "share of the patches that score no more; 0 = no patch",
+    }
+    return _documents(version, words, {"wsi_pipeline": own})
+
+
 def read_attributes(folder: Folder) -> tuple[Version, dict[str, Any]]:
     """Read what `image_documents` or `label_documents` stated, in one shape.
 
@@ -260,19 +305,16 @@ def _attributes(
 def _image_words(
     version: Version, source: Source, base: int, count: int
 ) -> dict[str, Any]:
-    channels = [
-        {
-            "label": name,
-            "color": colour,
-            "active": True,
-            "window": {"min": 0, "max": 255, "start": 0, "end": 255},
-        }
-        for name, colour in CHANNELS
-    ]
+    channels = [_channel(name, colour, 255) for name, colour in CHANNELS]
     return {
         "multiscales": [_multiscales(version, source, base, count, True)],
         "omero": {"channels": channels, "rdefs": {"model": "color"}},
     }
+
+
+def _channel(label: str, colour: str, most: int) -> dict[str, Any]:
+    window = {"min": 0, "max": most, "start": 0, "end": most}
+    return {"label": label, "color": colour, "active": True, "window": window}
 
 
 def _label_words(
@@ -297,20 +339,29 @@ def _label_words(
 
 
 def _multiscales(
-    version: Version, source: Source, base: int, count: int, channels: bool
+    version: Version,
+    source: Source,
+    base: int,
+    count: int,
+    channels: bool,
+    first_px: float | None = None,
 ) -> dict[str, Any]:
+    """Axes and places; left out, the first pixel has the slide's corner as its own."""
+    first = (base - 1) / 2 if first_px is None else first_px
     lead: list[Any] = [{"name": "c", "type": "channel"}] if channels else []
     space = [{"name": a, "type": "space", "unit": "micrometer"} for a in ("y", "x")]
+    mpp = source.scale.y, source.scale.x
     datasets = []
     for index in range(count):
-        factor = base * 2**index
-        scale = [*([1.0] if channels else []), source.scale.y * factor]
-        scale.append(source.scale.x * factor)
+        factor = 2**index
         # pixel centres: the first pixel of a coarser level sits half a pixel further in
-        shift = [*([0.0] if channels else []), source.scale.y * (factor - 1) / 2]
-        shift.append(source.scale.x * (factor - 1) / 2)
-        steps = [{"type": "scale", "scale": scale}]
-        steps.append({"type": "translation", "translation": shift})
+        centre = first + base * (factor - 1) / 2
+        scale = [*([1.0] if channels else []), *(v * (base * factor) for v in mpp)]
+        shift = [*([0.0] if channels else []), *(v * centre for v in mpp)]
+        steps = [
+            {"type": "scale", "scale": scale},
+            {"type": "translation", "translation": shift},
+        ]
         datasets.append({"path": str(index), "coordinateTransformations": steps})
     entry = {"name": source.name, "axes": lead + space, "datasets": datasets}
     # 0.5 says its version once, beside the list

@@ -158,7 +158,7 @@ class Pyramid(Multiscale):
         sizes = level_sizes(source.size_px, base_downsample)
         documents = image_documents(layout.version, source, base_downsample, sizes)
         with drafted(path, documents) as folder:
-            group = _create_group(folder, documents)
+            group = create_group(folder, documents)
             for index, size in enumerate(sizes):
                 layout.create_level(group, index, size)
             pyramid = cls(folder)
@@ -286,7 +286,7 @@ class MaskPyramid(Multiscale):
         documents = label_documents(
             version, source, base_downsample, sizes, rows, facts or {}
         )
-        group = _create_group(path, documents)
+        group = create_group(path, documents)
         for index, size in enumerate(sizes):
             create_label_level(group, version, index, size)
         return cls(path)
@@ -331,7 +331,8 @@ def open_pyramid(path: Place | str) -> Pyramid:
     return Pyramid(as_place(path))
 
 
-def _create_group(path: Path, documents: Mapping[str, bytes]) -> zarr.Group:
+def create_group(path: Path, documents: Mapping[str, bytes]) -> zarr.Group:
+    """Write a group's metadata files, as ngff.py gives them, and open it."""
     for name, content in documents.items():
         file = path / name
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -201,6 +201,12 @@ class Selection:
         """Share of the attention that falls on chosen patches, 0 to 1."""
         return float(self.score[self.chosen].sum())
 
+    @property
+    def percentile(self) -> NDArray[np.float64]:
+        """(n,) share of the patches that score no more than each, above 0 to 1."""
+        ordered = np.sort(self.score)
+        return np.searchsorted(ordered, self.score, side="right") / len(ordered)
+
     def save(self, path: Path) -> None:
         """Write a Parquet table: the grid's columns, score, rank, chosen, logit_c."""
         columns = self.grid.columns() | {

@@ -3,15 +3,16 @@
 import csv
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.publishing import publish_bytes
+from wsi_pipeline.results import Manifest, SlideFolder
 
 Status = Literal["done", "degraded", "failed", "skipped"]
 
@@ -38,6 +39,29 @@ class ClassArea:
     name: str
     rgb: tuple[int, int, int]
     mm2: float
+
+
+@dataclass(frozen=True)
+class Attention:
+    """How the patches of one slide were chosen, and what the selector predicts.
+
+    Parameters
+    ----------
+    patches, chosen : int
+        How many there were, and how many were chosen.
+    captured : float
+        Share of the attention on the chosen ones, 0 to 1.
+    predictions : tuple of (str, float)
+        Probability per task.
+    how : str
+        Mode, batch, device, budget and peaks, in words.
+    """
+
+    patches: int
+    chosen: int
+    captured: float
+    predictions: tuple[tuple[str, float], ...] = ()
+    how: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,9 +97,12 @@ class SlideRow:
     folder : str or None
         Folder of its results relative to the report, where there is one.
     pictures : tuple of str
-        Which of thumbnail.png, overlay.png, attention.png the folder holds.
-    geojson : str or None
-        Name of the GeoJSON in the folder.
+        Which of thumbnail.png, overlay.png, attention.png, top_patches.png the folder
+        holds.
+    geojson, detections : str or None
+        Names of the GeoJSON of the classes and of the patches in the folder.
+    attention : Attention or None
+        The choice among the patches.
     warnings : tuple of str
         Sentences that a reader should know.
 
@@ -100,6 +127,8 @@ class SlideRow:
     folder: str | None = None
     pictures: tuple[str, ...] = ()
     geojson: str | None = None
+    detections: str | None = None
+    attention: Attention | None = None
     warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -170,25 +199,99 @@ def write_report(out: Path, rows: Sequence[SlideRow], run: RunFacts) -> None:
         publish_bytes(out / name, text.encode("utf-8", "backslashreplace"))
 
 
+def row_of(out: Path, manifest: Manifest, *, reused: bool) -> SlideRow:
+    """The row of a slide, from its manifest and the pictures in its folder.
+
+    Parameters
+    ----------
+    out : Path
+        Folder of results.
+    manifest : Manifest
+        What became of the slide.
+    reused : bool
+        The work was finished by an earlier run.
+    """
+    folder, facts = SlideFolder(out / manifest.slide_id), manifest.facts
+    shown = manifest.status in ("done", "degraded")
+    pictures = folder.thumbnail, folder.overlay, folder.attention, folder.top_patches
+    colours = {name: tuple(rgb) for name, rgb in manifest.model.get("classes", ())}
+    tile, stitch = facts.get("tile", {}), facts.get("stitch", {})
+    select, export = facts.get("select", {}), facts.get("export", {})
+    return SlideRow(
+        slide_id=manifest.slide_id,
+        slide=manifest.slide,
+        status=manifest.status,
+        reason=manifest.reason,
+        reused=reused,
+        tissue_mm2=facts.get("tissue", {}).get("tissue_mm2"),
+        areas=tuple(
+            ClassArea(name, colours[name], mm2)
+            for name, mm2 in stitch.get("area_mm2", {}).items()
+            if name in colours
+        ),
+        examined_share=(
+            stitch["share_in_detail"] + stitch["share_coarsely"] if stitch else None
+        ),
+        mpp=sum(tile["mpp"]) / 2 if tile else None,
+        mpp_source=tile.get("mpp_source", ""),
+        seconds=sum(manifest.seconds.values()) if manifest.seconds else None,
+        peak_memory_bytes=max(manifest.peak_bytes.values(), default=None),
+        folder=manifest.slide_id if folder.path.is_dir() else None,
+        pictures=tuple(p.name for p in pictures if shown and p.is_file()),
+        geojson=export.get("path"),
+        detections=next(iter(export.get("detections", ())), None),
+        attention=_attention(select) if "patches" in select else None,
+        warnings=(*tile.get("warnings", ()), *select.get("warnings", ())),
+    )
+
+
+def _attention(facts: Mapping[str, Any]) -> Attention:
+    """What the record of the stage "select" says."""
+    net = f"{facts['device']}, {facts['precision']}"
+    words = [
+        f"mode {facts['mode']}",
+        f"{facts['batch']} patches at a time on {net}",
+        f"{_memory(facts['budget_bytes'])} allowed",
+        f"{_memory(facts['peak_reserved_bytes'])} used at the peak",
+    ]
+    if facts["downgrades"]:
+        words.append(f"fewer at a time {len(facts['downgrades'])} times, out of memory")
+    return Attention(
+        facts["patches"],
+        facts["chosen"],
+        facts["captured_mass"],
+        tuple(facts["predictions"].items()),
+        "; ".join(words),
+    )
+
+
 def _csv(rows: Sequence[SlideRow]) -> str:
     classes = _classes(rows)
+    choices = [row.attention for row in rows if row.attention]
+    tasks = dict.fromkeys(task for one in choices for task, _ in one.predictions)
     header = [
         *("slide_id", "slide", "status", "reason", "reused", "mpp_um_per_px"),
         *("mpp_source", "tissue_mm2", "examined_share", "seconds"),
         *("peak_memory_bytes", "warnings"),
+        *("patches", "chosen_patches", "captured_attention"),
         *(f"area_mm2_{name}" for name, _ in classes),
+        *(f"probability_{task}" for task in tasks),
     ]
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow([_cell(name) for name in header])
     for row in rows:
         areas = {area.name: area.mm2 for area in row.areas}
+        choice = row.attention
+        found = dict(choice.predictions) if choice else {}
         values: list[str | float | None] = [
             *(row.slide_id, row.slide, row.status, row.reason),
             *("true" if row.reused else "false", row.mpp, row.mpp_source),
             *(row.tissue_mm2, row.examined_share, row.seconds, row.peak_memory_bytes),
             " | ".join(row.warnings),
+            *(getattr(choice, key, None) for key in ("patches", "chosen", "captured")),
             *(areas.get(name) for name, _ in classes),
+            *(found.get(task) for task in tasks),
         ]
         writer.writerow([_cell(value) for value in values])
     return stream.getvalue()
@@ -212,7 +315,11 @@ def _html(rows: Sequence[SlideRow], run: RunFacts) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        number=_number, duration=_duration, memory=_memory, colour=_colour
+        number=_number,
+        duration=_duration,
+        memory=_memory,
+        colour=_colour,
+        probability=_probability,
     )
     counts = Counter(row.status for row in rows)
     totals = {
@@ -245,6 +352,13 @@ def _number(value: float) -> str:
     if value >= 100 or value == 0:
         return f"{value:.0f}"
     return f"{value:.3g}" if value >= 0.001 else "< 0.001"
+
+
+def _probability(value: float) -> str:
+    """Two digits; never that something is sure."""
+    if 0.01 <= value <= 0.99:
+        return f"{value:.2f}"
+    return "above 0.99" if value > 0.99 else "below 0.01"
 
 
 def _duration(seconds: float) -> str:

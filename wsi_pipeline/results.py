@@ -107,6 +107,11 @@ class SlideFolder:
         return self.path / "selection.parquet"
 
     @property
+    def journal(self) -> Path:
+        """What a selection that is under way has found; gone when it is published."""
+        return self.path / "selection.journal"
+
+    @property
     def predictions(self) -> Path:
         """What the nets put out."""
         return self.path / "predictions.zarr"
@@ -115,6 +120,21 @@ class SlideFolder:
     def attention(self) -> Path:
         """Picture of the scores."""
         return self.path / "attention.png"
+
+    @property
+    def heat_map(self) -> Path:
+        """The scores as an image that lies over the pyramid."""
+        return self.path / "attention.ome.zarr"
+
+    @property
+    def top_patches(self) -> Path:
+        """Picture of the patches with the best scores."""
+        return self.path / "top_patches.png"
+
+    @property
+    def plans(self) -> Path:
+        """Measured peaks of nets, one file beside run.json for all slides."""
+        return self.path.resolve().parent / "plans.json"
 
     @property
     def overlay(self) -> Path:

@@ -13,7 +13,6 @@ from wsi_pipeline.errors import ExportError
 from wsi_pipeline.exporters.outlines import pixel_tolerance, place
 from wsi_pipeline.exporters.polygons import MaskObject, Trace, trace_objects
 from wsi_pipeline.exporters.sheet import Frame, Sheet
-from wsi_pipeline.geometry import Box
 from wsi_pipeline.publishing import staged
 from wsi_pipeline.pyramid import MaskPyramid
 from wsi_pipeline.registry import Registry
@@ -125,7 +124,7 @@ def export_masks(
     """
     write = EXPORTERS.load(options.format)
     trace = _trace(masks, confidence, options)
-    frame = _frame(masks, options)
+    frame = Frame.of(options.frame, masks.source)
     pixel_um2 = masks.scale.area_um2
     outlines = place(
         trace.objects,
@@ -180,12 +179,6 @@ def _trace(
     )
     _check_values(trace, masks)
     return trace
-
-
-def _frame(masks: MaskPyramid, options: ExportOptions) -> Frame:
-    whole = Box(0, 0, *masks.source.size_px)
-    seen = masks.source.bounds.intersect(whole)
-    return Frame(options.frame, seen if options.frame == "qupath" else whole)
 
 
 def _check_values(trace: Trace, masks: MaskPyramid) -> None:

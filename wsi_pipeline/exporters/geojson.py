@@ -3,25 +3,22 @@
 The rules are those that QuPath 0.4 to 0.7 apply on import.
 """
 
-import gzip
 import hashlib
-import io
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import orjson
 import shapely
 
 from wsi_pipeline.classes import MaskClass
+from wsi_pipeline.exporters.collection import write_collection
 from wsi_pipeline.exporters.outlines import GRID_PX
 from wsi_pipeline.exporters.polygons import MaskObject
 from wsi_pipeline.exporters.sheet import Sheet
 
-NOTICE = "For research use only. Not for use in diagnostic procedures."
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "wsi_pipeline/object")
 _DECIMALS = round(-np.log10(GRID_PX))
 
@@ -47,24 +44,7 @@ def write_geojson(
     ----------
     RFC 7946; QuPath 0.7 ``qupath.lib.io`` (GsonTools, QuPathTypeAdapters).
     """
-    header = {
-        "slide_id": sheet.slide_id,
-        "frame": sheet.frame.name,
-        "offset_px": list(sheet.frame.offset_px),
-        "frame_size_px": [sheet.frame.box.w, sheet.frame.box.h],
-        "unit": "pixels of level 0; add offset_px for the full slide",
-        "mpp": [sheet.scale.x, sheet.scale.y],
-        "notice": NOTICE,
-        **dict(sheet.run),
-    }
-    with _stream(path, sheet.gzip) as stream:
-        stream.write(b'{"type":"FeatureCollection","wsi_pipeline":')
-        stream.write(orjson.dumps(header))
-        stream.write(b',"features":[')
-        for index, line in enumerate(_features(objects, outlines, sheet)):
-            stream.write(b",\n" if index else b"\n")
-            stream.write(line)
-        stream.write(b"\n]}\n")
+    write_collection(path, _features(objects, outlines, sheet), sheet)
 
 
 def _features(
@@ -128,17 +108,3 @@ def _coordinates(outline: shapely.Polygon | shapely.MultiPolygon) -> list[Any]:
         whole = points.astype(np.int64)
         rings.append(np.ascontiguousarray(whole if (whole == points).all() else points))
     return rings
-
-
-@contextmanager
-def _stream(path: Path, compress: bool) -> Iterator[BinaryIO]:
-    with path.open("wb") as raw:
-        if not compress:
-            yield raw
-            return
-        # no name and no time in the gzip header: the same bytes every time
-        with (
-            gzip.GzipFile("", "wb", 6, raw, mtime=0) as packed,
-            io.BufferedWriter(packed, 1 << 16) as buffered,
-        ):
-            yield buffered

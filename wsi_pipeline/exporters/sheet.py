@@ -1,9 +1,13 @@
 """What every exporter is told about the file it writes, besides the objects."""
 
 from dataclasses import dataclass
+from typing import Any, Literal, Self
 
 from wsi_pipeline.classes import MaskClass
 from wsi_pipeline.geometry import Box, Scale
+from wsi_pipeline.ngff import Source
+
+NOTICE = "For research use only. Not for use in diagnostic procedures."
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,12 @@ class Frame:
 
     name: str
     box: Box
+
+    @classmethod
+    def of(cls, name: Literal["qupath", "level0"], source: Source) -> Self:
+        """The frame of a slide that has this name."""
+        whole = Box(0, 0, *source.size_px)
+        return cls(name, source.bounds.intersect(whole) if name == "qupath" else whole)
 
     @property
     def offset_px(self) -> tuple[int, int]:
@@ -56,3 +66,16 @@ class Sheet:
     classes: tuple[MaskClass, ...]
     run: tuple[tuple[str, str], ...]
     gzip: bool = False
+
+    def header(self) -> dict[str, Any]:
+        """JSON values that a file states of itself, in its frame's pixels."""
+        return {
+            "slide_id": self.slide_id,
+            "frame": self.frame.name,
+            "offset_px": list(self.frame.offset_px),
+            "frame_size_px": [self.frame.box.w, self.frame.box.h],
+            "unit": "pixels of level 0; add offset_px for the full slide",
+            "mpp": [self.scale.x, self.scale.y],
+            "notice": NOTICE,
+            **dict(self.run),
+        }

@@ -6,10 +6,11 @@ from wsi_pipeline.exporters import export_masks
 from wsi_pipeline.publishing import remove
 from wsi_pipeline.pyramid import Pyramid
 from wsi_pipeline.stages import Published, SlideRun
+from wsi_pipeline.stages.detections import publish_detections
 
 
 def publish(run: SlideRun) -> Published:
-    """labels/<model> -> segmentation.geojson."""
+    """labels/<model> and selection.parquet -> segmentation and attention.geojson."""
     folder, options = run.folder, run.config.export
     card = run.need_model().card
     suffix = ".geojson.gz" if options.gzip else ".geojson"
@@ -26,4 +27,6 @@ def publish(run: SlideRun) -> Published:
         run={"model": card.name, "model_version": card.version},
         confidence=pyramid.masks("confidence"),
     )
-    return [path], asdict(summary) | {"path": path.name}
+    patches = publish_detections(run)
+    facts = {"path": path.name, "detections": [patch.name for patch in patches]}
+    return [path, *patches], asdict(summary) | facts

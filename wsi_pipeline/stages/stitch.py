@@ -27,7 +27,7 @@ def publish(run: SlideRun) -> Published:
         folder.label("coverage"),
         run.config.stitch,
         confidence_path=folder.label("confidence"),
-        facts={"model": name, "segmenter_sha256": model.card.segmenter.sha256},
+        facts={"model": name, "segmenter_sha256": model.card.need_segmenter().sha256},
         progress=run.ticker("stitch"),
     )
     for label in pyramid.labels_path.iterdir():
