@@ -1,3 +1,4 @@
+import orjson
 import pytest
 
 from wsi_pipeline.config import ExportOptions, RunConfig, SelectOptions, TileOptions
@@ -47,7 +48,49 @@ def test_updating_keeps_what_is_not_given():
     assert config.updated(None, mpp=0.25).mpp == 0.25
 
 
-def test_sizes_are_parsed_and_nonsense_is_refused():
-    assert SelectOptions(memory="1GiB").memory == 2**30
-    with pytest.raises(ConfigError, match="memory"):
-        SelectOptions(memory="plenty")
+@pytest.mark.parametrize(
+    ("stated", "meant"),
+    [
+        ("1GiB", 2**30),
+        ("1.5 GB", 1_500_000_000),
+        ("2147483648", 2**31),
+        (2**31, 2**31),
+        ("0.5", 0.5),
+        (0.1, 0.1),
+        ("50%", 0.5),
+        (" 12.5 % ", 0.125),
+        ("1e-05", 1e-05),
+        ("100%", 1.0),
+        (1.0, 1.0),
+    ],
+)
+def test_memory_is_bytes_or_a_share_and_survives_json(stated, meant):
+    made = RunConfig().updated("select", memory=stated, gpu_memory=stated)
+    for found in (made.select.memory, made.select.gpu_memory):
+        assert (found, type(found)) == (meant, type(meant))
+    again = RunConfig(**orjson.loads(orjson.dumps(made.model_dump(mode="json"))))
+    assert again == made
+    assert again.digest() == made.digest()
+    assert type(again.select.memory) is type(meant)
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [
+        "plenty", "", 0, "0", "0%", 0.0, "0GiB", -1, "-5GiB", -0.5, 1, "1", 8, "8", 1.5,
+        "1.5", "150%", "100 KiB", float("nan"), float("inf"), True, None,
+    ],
+)  # fmt: skip
+def test_memory_that_is_nothing_too_much_or_without_a_unit_is_refused(stated):
+    with pytest.raises(ConfigError) as caught:
+        SelectOptions(memory=stated)
+    assert str(caught.value).startswith(f"option 'memory': got {stated!r}, expected 1 ")
+    assert "5GiB" in str(caught.value)
+    assert "100%" in str(caught.value)
+
+
+def test_memory_in_a_file_may_be_a_share_or_bytes(tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text("[select]\nmemory = 0.25\n[segment]\nmemory = 2147483648\n")
+    config = RunConfig.from_toml(file)
+    assert (config.select.memory, config.segment.memory) == (0.25, 2**31)

@@ -1,4 +1,4 @@
-"""Training of the selector: the selection pass, the gradient, the bags, the metrics."""
+"""Training of the selector on composed bags: the bags, the recipes, the metrics."""
 
 import csv
 from pathlib import Path
@@ -15,7 +15,6 @@ from wsi_pipeline.publishing import sha256_file
 from wsi_pipeline.training import select
 from wsi_pipeline.training.bags import (
     Area,
-    Bag,
     BagSize,
     compose_cancer,
     compose_glas,
@@ -29,13 +28,7 @@ from wsi_pipeline.training.score import (
     area_under_curve,
     bootstrap_interval,
 )
-from wsi_pipeline.training.select import (
-    augment,
-    bag_loss,
-    select_bag,
-    selection_pass,
-    train_select,
-)
+from wsi_pipeline.training.select import train_select
 
 
 def net_of(encoder: str = "small", resizer: str = "") -> SelectorNet:
@@ -52,106 +45,6 @@ def checkered(lesions: int, side: int = 8) -> Area:
     shown = shown.repeat(32, 0).repeat(32, 1)
     pixels = np.where(shown[..., None], 40, 230).astype(np.uint8).repeat(3, 2)
     return Area(pixels, shown)
-
-
-def pixels_of(n: int) -> torch.Tensor:
-    return torch.rand(n, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-
-
-# the selection pass
-
-
-@pytest.mark.parametrize("resizer", ["", "bilinear"])
-def test_selection_leaves_statistics_modes_and_random_state_as_they_were(
-    resizer: str,
-) -> None:
-    net = net_of("resnet18", resizer).train()
-    net.attention.norm1.eval()
-    modes = {name: module.training for name, module in net.named_modules()}
-    state = {name: value.clone() for name, value in net.state_dict().items()}
-    random = torch.get_rng_state()
-    ids = select_bag(net, pixels_of(9), 4)
-    assert ids.shape == (4,)
-    assert not ids.requires_grad
-    assert {n: m.training for n, m in net.named_modules()} == modes
-    assert all(torch.equal(state[n], v) for n, v in net.state_dict().items())
-    assert torch.equal(torch.get_rng_state(), random)
-
-
-def test_modes_come_back_after_an_error() -> None:
-    net = net_of().train()
-    net.attention.eval()
-    with pytest.raises(ValueError, match="stop"), selection_pass(net):
-        assert not net.training
-        assert not torch.is_grad_enabled()
-        raise ValueError("stop")
-    assert net.training
-    assert net.encoder.training
-    assert not net.attention.training
-    assert torch.is_grad_enabled()
-
-
-def test_a_bag_of_no_more_than_m_patches_is_taken_whole() -> None:
-    assert select_bag(net_of(), pixels_of(4), 4).tolist() == [0, 1, 2, 3]
-
-
-@pytest.mark.parametrize("resizer", ["", "bilinear"])
-def test_gradient_reaches_the_selected_patches_only(resizer: str) -> None:
-    net = net_of(resizer=resizer).train()
-    pixels = pixels_of(12)
-    ids = select_bag(net, pixels, 5)
-    pixels.requires_grad_()
-    real = torch.ones(1, 5, dtype=torch.bool)
-    net(pixels[ids][None], real).sum().backward()
-    touched = pixels.grad.abs().sum((1, 2, 3)) > 0
-    assert touched.nonzero()[:, 0].tolist() == ids.tolist()
-
-
-def test_with_all_patches_kept_a_step_is_plain_attention_training() -> None:
-    net = net_of().eval()
-    bag = Bag(
-        np.random.default_rng(0).integers(0, 256, (6, 3, 32, 32)).astype(np.uint8),
-        np.array([1], np.float32),
-        np.zeros(6, bool),
-    )
-    loss = bag_loss(net, net, [bag], 6, 0.05, np.random.default_rng(3))
-    pixels = augment(torch.from_numpy(bag.patches), 0.05, np.random.default_rng(3))
-    logit = net.predict(net.embed(pixels)[None])
-    expected = torch.nn.functional.softplus(-logit)[0, 0]
-    torch.testing.assert_close(loss, expected)
-
-
-@pytest.mark.parametrize("resizer", ["", "area"])
-def test_short_bags_are_padded_without_changing_the_loss(resizer: str) -> None:
-    net = net_of(resizer=resizer).eval()
-    net.encoder.train()  # what pads a bag must not enter the resizer's statistics
-    patches = np.full((3, 3, 32, 32), 100, np.uint8)
-    bag = Bag(patches, np.array([0], np.float32), np.zeros(3, bool))
-    losses = [
-        bag_loss(net, net, [bag], keep, 0.05, np.random.default_rng(3))
-        for keep in (3, 11)
-    ]
-    torch.testing.assert_close(losses[0], losses[1])
-
-
-def test_unknown_labels_enter_no_loss() -> None:
-    torch.manual_seed(0)
-    net = SelectorNet(SelectorShape("small", 16, 2, 8, 32), ("malignant", "gland"))
-    patches = np.full((3, 3, 32, 32), 100, np.uint8)
-    labels = np.array([np.nan, 1], np.float32)
-    bag = Bag(patches, labels, np.zeros(3, bool))
-    bag_loss(net, net, [bag], 3, 0.0, np.random.default_rng(0)).backward()
-    assert net.outputs[0].weight.grad.abs().sum() == 0
-    assert net.outputs[1].weight.grad.abs().sum() > 0
-
-
-def test_augmentation_without_colour_only_turns_and_flips() -> None:
-    patches = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
-    pixels = augment(patches, 0.0, np.random.default_rng(4))
-    assert pixels.dtype == torch.float32
-    assert sorted(pixels.mul(255).round().int().flatten().tolist()) == sorted(
-        patches.int().flatten().tolist()
-    )
 
 
 # bags
@@ -323,7 +216,9 @@ def test_steps_move_every_weight_of_the_resizer() -> None:
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     before = {n: p.detach().clone() for n, p in net.encoder.resizer.named_parameters()}
     for _ in range(2):  # in the first one gradient reaches the last layer only
-        loss = net(pixels_of(6)[None], torch.ones(1, 6, dtype=torch.bool)).sum()
+        loss = net(
+            torch.rand(1, 6, 3, 32, 32), torch.ones(1, 6, dtype=torch.bool)
+        ).sum()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -129,11 +129,19 @@ TissueMask = Annotated[
 ]
 GpuMemory = Annotated[
     str | None,
-    typer.Option(help="GPU memory the nets may use, e.g. 5GiB.", rich_help_panel=NETS),
+    typer.Option(
+        help="GPU memory the nets may use: bytes, with a unit (5GiB), or a share of "
+        "the card's (0.5, 50%).",
+        rich_help_panel=NETS,
+    ),
 ]
 Memory = Annotated[
     str | None,
-    typer.Option(help="On the CPU: memory the nets may use.", rich_help_panel=NETS),
+    typer.Option(
+        help="On the CPU, memory the nets may use: bytes, with a unit (2GiB), or a "
+        "share of the machine's, or of its cgroup's limit (0.5, 50%).",
+        rich_help_panel=NETS,
+    ),
 ]
 Device = Annotated[
     str | None,
@@ -143,6 +151,44 @@ TopM = Annotated[
     int | None,
     typer.Option(
         help="Patches to choose; else the model card's.", rich_help_panel=NETS
+    ),
+]
+Mode = Annotated[
+    str | None,
+    typer.Option(
+        help="'exact' (one softmax over all patches), 'ips' (the published rule), or "
+        "'full' (as exact; the slide is judged by all patches).",
+        rich_help_panel=NETS,
+    ),
+]
+Chunk = Annotated[
+    int | None,
+    typer.Option(
+        help="--mode ips: patches that meet the buffer at a time; else M.",
+        rich_help_panel=NETS,
+    ),
+]
+ShuffleSeed = Annotated[
+    int | None,
+    typer.Option(
+        "--seed", help="--mode ips: seed of the patches' order.", rich_help_panel=NETS
+    ),
+]
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        help="Of the encoder: 'float32', 'bfloat16', or 'auto' (what is fast here).",
+        rich_help_panel=NETS,
+    ),
+]
+Compile = Annotated[
+    bool | None,
+    typer.Option("--compile", help="Compile the encoder first.", rich_help_panel=NETS),
+]
+Queue = Annotated[
+    str | None,
+    typer.Option(
+        help="Host memory for pixels read ahead, e.g. 256MiB.", rich_help_panel=NETS
     ),
 ]
 Strategy = Annotated[
@@ -182,6 +228,13 @@ Frame = Annotated[
 Gzip = Annotated[
     bool | None,
     typer.Option("--gzip", help="Write .geojson.gz.", rich_help_panel=OUTPUT),
+]
+Detections = Annotated[
+    str | None,
+    typer.Option(
+        help="Patches in attention.geojson: 'all', 'chosen' or 'none'.",
+        rich_help_panel=OUTPUT,
+    ),
 ]
 Json = Annotated[
     bool, typer.Option("--json", help="Print the outcome as JSON on standard output.")

@@ -9,9 +9,12 @@ import typer
 
 from wsi_pipeline.arguments import (
     AnyOut,
+    Chunk,
     Codec,
+    Compile,
     ConfigFile,
     Coverage,
+    Detections,
     Device,
     Folder,
     Frame,
@@ -21,12 +24,16 @@ from wsi_pipeline.arguments import (
     Json,
     KeepPredictions,
     Memory,
+    Mode,
     ModelName,
     Mpp,
     OmeZarr,
     OneSlide,
     Out,
+    Precision,
+    Queue,
     Scheduler,
+    ShuffleSeed,
     Simplify,
     Slides,
     Strategy,
@@ -120,6 +127,12 @@ def run(
     coverage: Coverage = None,
     strategy: Strategy = None,
     top_m: TopM = None,
+    mode: Mode = None,
+    chunk: Chunk = None,
+    seed: ShuffleSeed = None,
+    precision: Precision = None,
+    compile_: Compile = None,
+    queue: Queue = None,
     gpu_memory: GpuMemory = None,
     memory: Memory = None,
     device: Device = None,
@@ -133,6 +146,7 @@ def run(
     simplify_um: Simplify = None,
     frame: Frame = None,
     gzip: Gzip = None,
+    detections: Detections = None,
     as_json: Json = False,
 ) -> None:
     """Run the whole pipeline on slides, folders or a samplesheet.
@@ -145,7 +159,8 @@ def run(
         _config(config, model=model, mpp=mpp)
         .updated("tissue", mask=tissue_mask)
         .updated("select", top_m=top_m, gpu_memory=gpu_memory, memory=memory)
-        .updated("select", device=device)
+        .updated("select", device=device, precision=precision, compile=compile_)
+        .updated("select", mode=mode, chunk=chunk, seed=seed, queue=queue)
         .updated("segment", coverage=coverage, strategy=strategy, device=device)
         .updated("segment", gpu_memory=gpu_memory, memory=memory)
         .updated("stitch", keep_predictions=keep_predictions)
@@ -153,6 +168,7 @@ def run(
         .updated("tile", scheduler=scheduler, codec=codec, ome_zarr=ome_zarr)
         .updated("tile", jpeg_quality=jpeg_quality)
         .updated("export", simplify_um=simplify_um, frame=frame, gzip=gzip)
+        .updated("export", detections=detections)
     )
     from wsi_pipeline.models.cards import find_model
 
@@ -228,15 +244,33 @@ def select(
     model: ModelName = None,
     config: ConfigFile = None,
     top_m: TopM = None,
+    mode: Mode = None,
+    chunk: Chunk = None,
+    seed: ShuffleSeed = None,
+    precision: Precision = None,
+    compile_: Compile = None,
+    queue: Queue = None,
     gpu_memory: GpuMemory = None,
     memory: Memory = None,
     device: Device = None,
+    frame: Frame = None,
+    gzip: Gzip = None,
+    detections: Detections = None,
 ) -> None:
     """Score all patches with the IPS transformer and choose the top M."""
-    settings = _config(config, model=model).updated(
-        "select", top_m=top_m, gpu_memory=gpu_memory, memory=memory, device=device
+    settings = (
+        _config(config, model=model)
+        .updated("select", top_m=top_m, gpu_memory=gpu_memory, memory=memory)
+        .updated("select", device=device, precision=precision, compile=compile_)
+        .updated("select", mode=mode, chunk=chunk, seed=seed, queue=queue)
+        .updated("export", frame=frame, gzip=gzip, detections=detections)
     )
-    _stage("select", _slide_run(folder, settings))
+    slide_run = _slide_run(folder, settings)
+    _stage("select", slide_run)
+    from wsi_pipeline.stages.detections import publish_detections
+
+    for path in publish_detections(slide_run):
+        print(path)
 
 
 @app.command()
@@ -281,10 +315,13 @@ def export(
     simplify_um: Simplify = None,
     frame: Frame = None,
     gzip: Gzip = None,
+    detections: Detections = None,
 ) -> None:
     """Write the mask as GeoJSON that QuPath opens, and the manifest."""
-    settings = _config(config, model=model).updated(
-        "export", simplify_um=simplify_um, frame=frame, gzip=gzip
+    settings = (
+        _config(config, model=model)
+        .updated("export", simplify_um=simplify_um, frame=frame, gzip=gzip)
+        .updated("export", detections=detections)
     )
     slide_run = _slide_run(folder, settings)
     _stage("export", slide_run)

@@ -14,13 +14,47 @@ from pydantic import (
     ByteSize,
     ConfigDict,
     Field,
+    PlainValidator,
+    TypeAdapter,
     ValidationError,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from wsi_pipeline.errors import ConfigError
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+_LEAST_MEMORY = 1 << 20
+_SIZE = TypeAdapter(ByteSize)
+
+
+def _parse_memory(value: object) -> int | float:
+    """Bytes as an int, a share of the device's memory as a float."""
+    text = str(value).strip()
+    try:
+        if text.isdecimal() or text[-1:].isalpha():  # "2147483648" or "2GiB"
+            size = int(text) if text.isdecimal() else int(_SIZE.validate_python(text))
+            if size >= _LEAST_MEMORY:
+                return size
+        else:
+            share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+            if 0 < share <= 1:
+                return share
+    except ValueError:  # pydantic's ValidationError is one
+        pass
+    raise PydanticCustomError(
+        "memory",
+        "expected 1 MiB or more, in bytes or with a unit (5GiB), or a share of the "
+        "device's memory (0.5 or 50%; all of it is 100%, as 1 could be a byte)",
+    )
+
+
+MemoryAmount = Annotated[int | float, PlainValidator(_parse_memory)]
+"""Memory of a device: an int is bytes, a float in (0, 1] a share of all there is.
+
+Text in all three forms is read; what it becomes is what JSON holds and gives back.
+"""
 
 
 class Options(BaseModel):
@@ -130,12 +164,17 @@ class TissueOptions(Options):
 class NetOptions(Options):
     """Where the nets of an act run, and in how much memory."""
 
-    gpu_memory: ByteSize | None = Field(
-        None, description="memory that the nets may use on the GPU, e.g. 5GiB"
+    gpu_memory: MemoryAmount | None = Field(
+        None,
+        description="memory that the nets may use on the GPU: bytes, with a unit "
+        "(5GiB), or a share of the card's (0.5, 50%); left out, nine tenths of what is "
+        "free",
     )
-    memory: ByteSize = Field(
-        "2GiB",  # type: ignore[assignment]  # parsed by validate_default
-        description="memory that the nets may use on the CPU, e.g. 2GiB",
+    memory: MemoryAmount = Field(
+        2 << 30,
+        description="memory that the nets may use on the CPU: bytes, with a unit "
+        "(2GiB), or a share of the machine's (0.5, 50%), which is that of the cgroup "
+        "where one sets a limit",
     )
     device: str | None = Field(
         None, description="cpu, cuda or cuda:N; left out, cuda where there is one"
@@ -145,12 +184,46 @@ class NetOptions(Options):
 class SelectOptions(NetOptions):
     """Options of patch selection: Pyramid and PatchGrid to Selection."""
 
-    mode: Literal["exact"] = Field(
-        "exact", description="one global softmax over all patches, then the top M"
+    mode: Literal["exact", "ips", "full"] = Field(
+        "exact",
+        description="exact: one softmax over all patches, then the top M; ips: the "
+        "published rule, a buffer of M patches that meets the others by chunks; full: "
+        "as exact, but the slide is judged by all patches, not by the M chosen",
     )
     top_m: int | None = Field(
         None, ge=1, description="patches to choose; left out, the model card's M"
     )
+    chunk: int | None = Field(
+        None,
+        ge=1,
+        description="mode ips: patches that meet the buffer at a time; left out, M",
+    )
+    seed: int | None = Field(
+        None, ge=0, description="mode ips: seed of the patches' order; left out, 0"
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="numbers that the encoder computes with; auto: bfloat16 where the "
+        "device multiplies it in hardware (GPUs since Ampere, CPUs with AMX)",
+    )
+    compile: bool = Field(
+        False,
+        description="compile the encoder first, which takes about a minute and a C++ "
+        "compiler; pays for many or large slides",
+    )
+    queue: ByteSize | None = Field(
+        None,
+        description="host memory for pixels that are read ahead of the net, counted in "
+        "the budget on the CPU; left out, 256MiB, for a GPU 1GiB",
+    )
+
+    @model_validator(mode="after")
+    def _fitting(self) -> Self:
+        if self.mode != "ips" and (self.chunk is not None or self.seed is not None):
+            raise ValueError(
+                f"chunk and seed belong to mode ips, the mode is {self.mode}"
+            )
+        return self
 
 
 class SegmentOptions(NetOptions):
@@ -198,6 +271,12 @@ class ExportOptions(Options):
         "the full level 0",
     )
     gzip: bool = Field(False, description="write .geojson.gz")
+    detections: Literal["all", "chosen", "none"] = Field(
+        "all",
+        description="patches in attention.geojson, 320 bytes each (55 with gzip): all, "
+        "so that QuPath can colour the whole tissue by attention; the chosen ones; or "
+        "none and no file",
+    )
 
 
 class RunConfig(Options):

@@ -28,8 +28,8 @@ from wsi_pipeline.results import (
 from wsi_pipeline.stages import STAGES, Progress, SlideJob, SlideRun
 
 VERBS = STAGES.names()
-# Options that change speed and memory but not results.
-_FREE = {"workers", "scheduler", "gpu_memory", "memory", "device"}
+# Options that change speed and memory, and results by rounding at most.
+_FREE = {"workers", "scheduler", "gpu_memory", "memory", "device", "queue", "compile"}
 _COARSE_FACTOR = 1.25  # a slide this much coarser than its model is judged "degraded"
 
 
@@ -276,7 +276,7 @@ def stage_key(
                 "tile": card.finest_mpp,
                 "tissue": [card.selector.mpp, card.selector.patch_px],
                 "select": card.selector.model_dump(mode="json"),
-                "segment": card.segmenter.model_dump(mode="json"),
+                "segment": card.segmenter and card.segmenter.model_dump(mode="json"),
             }.get(verb, [card.name, card.version, model_facts(model)["classes"]])
         )
     if mask is not None:
@@ -308,7 +308,7 @@ def model_facts(model: ModelFolder) -> dict[str, Any]:
         "licence": card.licence,
         "classes": [[c.name, list(c.rgb)] for c in card.classes],
         "selector_sha256": card.selector.sha256,
-        "segmenter_sha256": card.segmenter.sha256,
+        "segmenter_sha256": card.segmenter.sha256 if card.segmenter else None,
     }
 
 

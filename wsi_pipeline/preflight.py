@@ -17,7 +17,7 @@ def check_config(config: RunConfig, card: ModelCard) -> None:
     UnknownNameError
         If there is no such export format, or the model has no such strategy.
     """
-    arms = card.segmenter.architecture.get("strategies", ())
+    arms = card.need_segmenter().architecture.get("strategies", ())
     if config.segment.strategy not in arms:
         raise UnknownNameError(
             f"model {card.name!r} has no weights for strategy "

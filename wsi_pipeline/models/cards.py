@@ -88,7 +88,24 @@ class ModelCard(_Card):
     data: str = Field(description="what it was trained on, and how that was split")
     classes: tuple[ClassCard, ...]
     selector: SelectorCard
-    segmenter: SegmenterCard
+    segmenter: SegmenterCard | None = Field(
+        None, description="none in a model that only selects"
+    )
+
+    def need_segmenter(self) -> SegmenterCard:
+        """The segmenter.
+
+        Raises
+        ------
+        ModelError
+            If the model only selects.
+        """
+        if self.segmenter is None:
+            raise ModelError(
+                f"model {self.name!r} only selects, it has no segmenter; "
+                "`wsi train segment` into its folder adds one"
+            )
+        return self.segmenter
 
     @property
     def mask_classes(self) -> tuple[MaskClass, ...]:
@@ -98,7 +115,8 @@ class ModelCard(_Card):
     @property
     def finest_mpp(self) -> float:
         """um/px that a pyramid's base must not be coarser than."""
-        return min(self.selector.mpp, self.segmenter.mpp)
+        parts = (self.selector, self.segmenter)
+        return min(part.mpp for part in parts if part is not None)
 
 
 @dataclass(frozen=True)
@@ -108,7 +126,8 @@ class ModelFolder:
     Parameters
     ----------
     path : Path
-        Folder with ``card.json``, ``selector.safetensors``, ``segmenter.safetensors``.
+        Folder with ``card.json``, ``selector.safetensors`` and, unless it only
+        selects, ``segmenter.safetensors``.
     card : ModelCard
         The card.
     """

@@ -1,4 +1,4 @@
-"""Patch encoders: a batch of uint8 patches to one embedding each.
+"""Patch encoders: a batch of patches, pixels or features, to one embedding each.
 
 Every encoder is batch-independent in eval mode: a patch's embedding does not depend on
 its neighbours in the batch.
@@ -6,21 +6,46 @@ its neighbours in the batch.
 A learned resizer before an encoder is part of it.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from wsi_pipeline.errors import ConfigError, ModelError, UnknownNameError
 from wsi_pipeline.models.resizer import Resizer, group_norm
 from wsi_pipeline.registry import Registry
+
+_RESNET, _TIMM = "wsi_pipeline.models.resnet", "wsi_pipeline.models.timm_encoder"
+_OFFICIAL = "wsi_pipeline.models.official_encoders"
+_FROZEN = "-frozen"
 
 ENCODERS = Registry(
     "encoder",
     {
         "small": "wsi_pipeline.models.encoders:SmallEncoder",
-        "resnet18": "wsi_pipeline.models.resnet:ResNet18Encoder",
+        "resnet18": f"{_RESNET}:resnet18",
+        "resnet50": f"{_RESNET}:resnet50",
+        "resnet18-frozen": f"{_RESNET}:resnet18_frozen",
+        "resnet50-frozen": f"{_RESNET}:resnet50_frozen",
     },
 )
+"""Encoders by name: callables that make one from its width D.
+
+"-frozen" marks those that keep the batch statistics of pretrained weights.
+"""
+
+_DETAILED = Registry(
+    "encoder",
+    {
+        "timm": f"{_TIMM}:build",
+        "timm-frozen": f"{_TIMM}:build_frozen",
+        "features": "wsi_pipeline.models.projector:FeatureEncoder",
+        "ips": f"{_OFFICIAL}:OfficialImageEncoder",
+        "ips-features": f"{_OFFICIAL}:OfficialFeatureEncoder",
+    },
+)
+"""Those whose names go on after a colon; called with D and what follows it."""
 
 # Per-channel mean and deviation of ImageNet: the custom of torchvision's weights.
 _MEAN = (0.485, 0.456, 0.406)
@@ -35,7 +60,8 @@ def build_encoder(
     Parameters
     ----------
     name : str
-        "small" or "resnet18".
+        A name of `ENCODERS`, "timm:" with a model of timm, or "features:" with the
+        length F of features that were extracted before.
     width : int
         Length D of an embedding.
     resizer : str
@@ -46,26 +72,72 @@ def build_encoder(
     Returns
     -------
     nn.Module
-        Maps (n, 3, p, p) uint8 to (n, D) floats.
+        Maps (n, 3, p, p) uint8, or (n, F) floats, to (n, D) floats.
 
     Raises
     ------
     UnknownNameError
         If there is no such encoder or base filter.
+    ModelError
+        If the optional package timm is missing, or its model cannot be built.
+    ConfigError
+        If features shall be resized.
     """
-    encoder: nn.Module = ENCODERS.load(name)(width)
+    kind, colon, detail = name.partition(":")
+    if kind not in (_DETAILED if colon else ENCODERS).names():
+        raise UnknownNameError(
+            f"unknown encoder {name!r}; there are: {', '.join(ENCODERS.names())}, "
+            "timm:NAME, timm-frozen:NAME, features:LENGTH, ips:NAME, "
+            "ips-features:LENGTH"
+        )
+    if resizer and reads_features(name):
+        raise ConfigError("features have no pixels: leave --resizer out")
+    encoder: nn.Module
+    if colon:
+        try:
+            make = _DETAILED.load(kind)
+        except ModuleNotFoundError as error:
+            if error.name != "timm":
+                raise
+            raise ModelError(
+                f"encoder {name!r} needs the package timm: "
+                "pip install 'wsi-pipeline[bodies]'"
+            ) from error
+        encoder = make(width, detail)
+    else:
+        encoder = ENCODERS.load(kind)(width)
     return ResizedEncoder(encoder, resizer, resized_px) if resizer else encoder
 
 
+def reads_features(name: str) -> bool:
+    """Whether an encoder of this name reads features instead of pixels."""
+    return name.startswith(("features:", "ips-features:"))
+
+
+def frozen_name(name: str) -> str:
+    """Name of the same encoder with the batch statistics of pretrained weights."""
+    kind, colon, detail = name.partition(":")
+    known = (*ENCODERS.names(), *_DETAILED.names())
+    return f"{kind}{_FROZEN}{colon}{detail}" if kind + _FROZEN in known else name
+
+
 class PatchInput(nn.Module):
-    """Turns (n, 3, p, p) uint8 into normalised floats, on the patches' device."""
+    """Turns (n, 3, p, p) uint8 into normalised floats, on the patches' device.
+
+    Parameters
+    ----------
+    mean, std : sequence of float, optional
+        Per channel, of pixels in [0, 1]; ImageNet's.
+    """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self) -> None:
+    def __init__(
+        self, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+    ) -> None:
         super().__init__()
-        for name, values in (("mean", _MEAN), ("std", _STD)):
+        for name, values in (("mean", mean or _MEAN), ("std", std or _STD)):
             column = torch.tensor(values).view(1, 3, 1, 1)
             self.register_buffer(name, column, persistent=False)
 

@@ -1,31 +1,31 @@
-"""ResNet-18 as a patch encoder; alone in its file, as torchvision loads slowly."""
+"""ResNets as patch encoders; alone in their file, as torchvision loads slowly."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torchvision
-from torch import Tensor, nn
+from torch import nn
 
-from wsi_pipeline.models.encoders import PatchInput, as_tensor
+from wsi_pipeline.models.backbones import BackboneEncoder
 
 
-class ResNet18Encoder(nn.Module):
-    """ResNet-18 with a projection to D; random weights until a file is loaded.
-
-    Parameters
-    ----------
-    width : int
-        Length D of an embedding.
+def _build(make: Callable[..., Any], width: int, *, frozen: bool) -> BackboneEncoder:
+    """A ResNet with random weights until a file is loaded.
 
     References
     ----------
-    He et al., CVPR 2016; batch norm uses running statistics in eval mode.
+    He et al., CVPR 2016.
     """
+    body = make(weights=None)  # Any: torchvision ships no types
+    features = body.fc.in_features
+    body.fc = nn.Identity()
+    return BackboneEncoder(body, features, width, frozen=frozen)
 
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.input = PatchInput()
-        self.body = torchvision.models.resnet18(weights=None)
-        self.body.fc = nn.Linear(self.body.fc.in_features, width)
-        self.norm = nn.LayerNorm(width)
 
-    def forward(self, patches: Tensor) -> Tensor:
-        """Embed patches: (n, 3, p, p) to (n, D)."""
-        return as_tensor(self.norm(self.body(self.input(patches))))
+_BUILD_18 = partial(_build, torchvision.models.resnet18)
+_BUILD_50 = partial(_build, torchvision.models.resnet50)
+resnet18 = partial(_BUILD_18, frozen=False)
+resnet50 = partial(_BUILD_50, frozen=False)
+resnet18_frozen = partial(_BUILD_18, frozen=True)
+resnet50_frozen = partial(_BUILD_50, frozen=True)

@@ -167,7 +167,7 @@ def load_segmenter(model: ModelFolder, strategy: str, device: str) -> SegmentNet
     UnknownNameError
         If the model has no weights for the strategy.
     """
-    card = model.card.segmenter
+    card = model.card.need_segmenter()
     file = model.weights(card)
     spec = SegmenterSpec.from_card(card, file)
     if strategy not in spec.strategies:

@@ -80,11 +80,30 @@ class Bag:
         1, 0 or UNKNOWN per task.
     shown : (n,) bool array
         Patches that show the lesion (or gland): for measuring, never for training.
+    places_um : None
+        Composed slides have no places.
     """
 
     patches: NDArray[np.uint8]
     labels: NDArray[np.float32]
     shown: NDArray[np.bool_]
+    places_um: None = None
+
+    def __len__(self) -> int:
+        return len(self.patches)
+
+    @property
+    def order(self) -> NDArray[np.int64]:
+        """Ids of all patches."""
+        return np.arange(len(self))
+
+    def batches(
+        self, ids: NDArray[np.int64], size: int
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
+        """Patches of some ids, `size` at a time."""
+        for start in range(0, len(ids), size):
+            part = ids[start : start + size]
+            yield part, self.patches[part]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Puts the trained parts of a model together: card.json and the licence beside it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from wsi_pipeline.models.cards import (
     SegmenterCard,
     SelectorCard,
     model_name,
+    read_card,
     write_card,
 )
 from wsi_pipeline.publishing import publish_bytes, publish_json
@@ -83,6 +84,20 @@ DATASETS = {
 }
 
 
+_SELECTOR = "Selector, from slide-level labels: "
+_AND_SELECTOR = "; selector: as the owner of its slides states"
+_SELECTS_ONLY = DatasetFacts(
+    summary="selects patches; has no segmenter",
+    intended_use="Research by those who trained it.",
+    limits="Measured on the validation slides of its own table only. Research use "
+    "only, not for diagnosis.",
+    data="",
+    licence="",
+    licence_text="",
+    classes=(),
+)
+
+
 def check_folder(out: Path) -> None:
     """Refuse, before training, a folder that no model could be called after.
 
@@ -138,6 +153,9 @@ def publish_part(
 ) -> Path | None:
     """Write a part's card; with both parts there, the model's card and licence too.
 
+    A selector trained from slide-level labels is a model by itself, and goes with a
+    segmenter that was trained on other data.
+
     Parameters
     ----------
     out : Path
@@ -161,27 +179,24 @@ def publish_part(
     ModelError
         If the other part was trained on another dataset.
     """
-    facts = facts or describe(dataset)
     selector: SelectorCard | None
     segmenter: SegmenterCard | None
     if isinstance(part, SelectorCard):
         selector, segmenter = part, _other(out, "segmenter", SegmenterCard)
     else:
         selector, segmenter = _other(out, "selector", SelectorCard), part
-    made = {
-        p.training["dataset"]
-        for p in (selector, segmenter)
-        if p is not None and "dataset" in p.training
-    }
-    if made - {dataset}:
-        raise ModelError(
-            f"{out}: holds a part trained on {', '.join(sorted(made - {dataset}))}, "
-            f"this one on {dataset}; train them into different folders"
-        )
-    if selector is None or segmenter is None:
+    by_labels = selector is not None and _is_by_labels(selector)
+    if isinstance(part, SelectorCard) and by_labels:
+        facts = _facts_of_folder(out, segmenter)
+    else:
+        facts = facts or describe(dataset)
+        _check_same(out, dataset, None if by_labels else selector, segmenter)
+    if selector is None or (segmenter is None and not by_labels):
         name = "selector" if isinstance(part, SelectorCard) else "segmenter"
         publish_json(out / f"{name}.card.json", part.model_dump(mode="json"))
         return None
+    if by_labels:
+        facts = _with_labels(facts, selector)
     card = ModelCard(
         name=out.resolve().name,
         version=version("wsi-pipeline"),
@@ -203,6 +218,68 @@ def publish_part(
     return out / "card.json"
 
 
+def _is_by_labels(selector: SelectorCard) -> bool:
+    """Whether it was trained from a user's slide-level labels."""
+    return selector.training.get("labels") == "slides"
+
+
+def _check_same(
+    out: Path,
+    dataset: str,
+    *parts: SelectorCard | SegmenterCard | None,
+) -> None:
+    """Refuse to put together what the card's sentences would not be true of."""
+    made = {
+        p.training["dataset"]
+        for p in parts
+        if p is not None and "dataset" in p.training
+    }
+    if made - {dataset}:
+        raise ModelError(
+            f"{out}: holds a part trained on {', '.join(sorted(made - {dataset}))}, "
+            f"this one on {dataset}; train them into different folders"
+        )
+
+
+def _facts_of_folder(out: Path, segmenter: SegmenterCard | None) -> DatasetFacts:
+    """What to say of the segmenter that is there, or of none."""
+    if segmenter is None:
+        return _SELECTS_ONLY
+    if (out / "card.json").is_file():
+        card = read_card(out)
+        text = (out / "LICENSE").read_text(encoding="utf-8")
+        return DatasetFacts(
+            card.summary,
+            card.intended_use,
+            card.limits,
+            # without what an earlier selector was trained on
+            card.data.partition(_SELECTOR)[0].strip(),
+            card.licence.partition(_AND_SELECTOR)[0],
+            text.partition(_SELECTOR)[0],
+            card.mask_classes,
+        )
+    dataset = segmenter.training.get("dataset", "")
+    if dataset not in DATASETS:
+        raise ModelError(
+            f"{out}: its segmenter was trained on {dataset!r} before there was a "
+            "selector; train it again after this selector, into the same folder"
+        )
+    return DATASETS[dataset]
+
+
+def _with_labels(facts: DatasetFacts, selector: SelectorCard) -> DatasetFacts:
+    """Sentences of a model whose selector was trained from slide-level labels."""
+    data: str = selector.training["data"]
+    return replace(
+        facts,
+        data=f"{facts.data} {_SELECTOR}{data}".strip(),
+        licence=f"{facts.licence}{_AND_SELECTOR}".removeprefix("; "),
+        licence_text=f"{facts.licence_text}{_SELECTOR}{data}\n"
+        "Its weights are under the terms of who owns these slides.\n"
+        "Not for diagnosis.\n",
+    )
+
+
 def _other[Part: (SelectorCard, SegmenterCard)](
     out: Path, name: str, kind: type[Part]
 ) -> Part | None:
@@ -211,5 +288,6 @@ def _other[Part: (SelectorCard, SegmenterCard)](
     if alone.is_file():
         return kind(**orjson.loads(alone.read_bytes()))
     if whole.is_file():
-        return kind(**orjson.loads(whole.read_bytes())[name])
+        found = orjson.loads(whole.read_bytes())[name]
+        return None if found is None else kind(**found)
     return None

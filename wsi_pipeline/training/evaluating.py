@@ -261,7 +261,7 @@ def _plan(
     """What is measured, by training and seed; everything is checked here."""
     plan: dict[_Arm, dict[int | None, ModelFolder]] = {}
     for model in models:
-        card = model.card.segmenter
+        card = model.card.need_segmenter()
         names = [kind.name for kind in model.card.classes]
         if len(classes) != len(names):
             raise ConfigError(

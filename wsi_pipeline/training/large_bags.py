@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from wsi_pipeline.models.selector import SelectorNet, choose_patches
+from wsi_pipeline.models.choosing import choose_patches
+from wsi_pipeline.models.selector import SelectorNet
 from wsi_pipeline.training.bags import SHOWN, UNKNOWN
 from wsi_pipeline.training.loop import LoopOptions, fit
 from wsi_pipeline.training.score import Table

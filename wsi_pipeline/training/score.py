@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 from torch import nn
 
-from wsi_pipeline.models.selector import SelectorNet, choose_patches
+from wsi_pipeline.models.choosing import choose_patches
+from wsi_pipeline.models.selector import SelectorNet
 from wsi_pipeline.training.bags import SHOWN, Area
 
 _CHUNK = 64
@@ -102,8 +103,8 @@ def measure_cancer(
     labels = np.arange(200) % 2 == 0
     report = _compare(net, validation, bags, labels, keep, seed)
     fitting = [_draw_bag(train, bag, i % 2 == 0, rng) for i in range(200)]
-    pooled = _mean_pooling(train, fitting, labels, validation, bags)
-    report["auc_mean_pooling"] = _auc(pooled, labels, seed)
+    pooled = mean_pooling(_means(train, fitting), labels, _means(validation, bags))
+    report["auc_mean_pooling"] = auc_facts(pooled, labels, seed)
     report |= {
         "bags": 200,
         "patches_per_bag": bag,
@@ -138,8 +139,10 @@ def measure_glas(
     bags = [np.flatnonzero(validation.area == i) for i in range(count)]
     fitting = [np.flatnonzero(train.area == i) for i in range(len(train.malignant))]
     report = _compare(net, validation, bags, validation.malignant, 16, seed)
-    pooled = _mean_pooling(train, fitting, train.malignant, validation, bags)
-    report["auc_mean_pooling"] = _auc(pooled, validation.malignant, seed)
+    pooled = mean_pooling(
+        _means(train, fitting), train.malignant, _means(validation, bags)
+    )
+    report["auc_mean_pooling"] = auc_facts(pooled, validation.malignant, seed)
     report |= {"bags": count, "m": 16}
     shown = validation.share >= 0.3
     kept = shown | (validation.share == 0)
@@ -175,13 +178,16 @@ def _compare(
         random.append(_predict(net, table, rng.permutation(ids)[:keep]))
         whole.append(_predict(net, table, ids))
     return {
-        "auc": _auc(np.array(chosen), labels, seed),
-        "auc_random_patches": _auc(np.array(random), labels, seed),
-        "auc_all_patches": _auc(np.array(whole), labels, seed),
+        "auc": auc_facts(np.array(chosen), labels, seed),
+        "auc_random_patches": auc_facts(np.array(random), labels, seed),
+        "auc_all_patches": auc_facts(np.array(whole), labels, seed),
     }
 
 
-def _auc(scores: NDArray[Any], labels: NDArray[np.bool_], seed: int) -> dict[str, Any]:
+def auc_facts(
+    scores: NDArray[Any], labels: NDArray[np.bool_], seed: int
+) -> dict[str, Any]:  # Any: JSON values for the card
+    """AUC and its interval; labels of both kinds are there."""
     return {
         "value": round(area_under_curve(scores, labels), 4),
         "interval_95": bootstrap_interval(scores, labels, seed),
@@ -211,18 +217,26 @@ def _found(table: Table, ids: NDArray[np.int64], keep: int) -> bool:
     return bool((table.share[ids][chosen] >= SHOWN).any())
 
 
-def _mean_pooling(
-    train: Table,
-    fitting: Sequence[NDArray[np.int64]],
+def mean_pooling(
+    train: NDArray[np.float32],
     labels: NDArray[np.bool_],
-    validation: Table,
-    bags: Sequence[NDArray[np.int64]],
+    validation: NDArray[np.float32],
 ) -> NDArray[np.float32]:
-    """Scores of a logistic regression on the mean embedding of each bag."""
-    x, y = (
-        torch.from_numpy(np.stack([table.embeddings[ids].mean(0) for ids in part]))
-        for table, part in ((train, fitting), (validation, bags))
-    )
+    """Scores of a logistic regression on the mean embedding of each bag.
+
+    Parameters
+    ----------
+    train, validation : (bags, D) float32 arrays
+        Mean embeddings.
+    labels : (bags,) bool array
+        Of the training bags.
+
+    Returns
+    -------
+    (bags,) float32 array
+        Of the validation bags.
+    """
+    x, y = torch.from_numpy(train), torch.from_numpy(validation)
     mean, std = x.mean(0), x.std(0) + 1e-6
     x, y = (x - mean) / std, (y - mean) / std
     target = torch.from_numpy(labels.astype(np.float32))
@@ -237,3 +251,8 @@ def _mean_pooling(
         optimizer.step()
     scores: NDArray[np.float32] = line(y)[:, 0].detach().numpy()
     return scores
+
+
+def _means(table: Table, bags: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
+    """Mean embedding per bag."""
+    return np.stack([table.embeddings[ids].mean(0) for ids in bags])

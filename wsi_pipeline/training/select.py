@@ -1,24 +1,18 @@
-"""Trains a selector from bag labels: a selection pass without gradient, then a step.
+"""Trains a selector on bags composed of painted areas or of GlaS images."""
 
-References
-----------
-Bergner et al., ICLR 2023, section 3: the gradient reaches the M selected patches only.
-"""
-
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from wsi_pipeline.errors import UnknownNameError
 from wsi_pipeline.models.budget import resolve_device
 from wsi_pipeline.models.cards import SelectorCard
-from wsi_pipeline.models.selector import SelectorNet, SelectorShape, choose_patches
+from wsi_pipeline.models.selector import SelectorNet, SelectorShape
 from wsi_pipeline.models.weights import load_state, save_state
+from wsi_pipeline.training.bag_training import Step, augment, bag_losses
 from wsi_pipeline.training.bags import (
     Area,
     Bag,
@@ -36,7 +30,6 @@ from wsi_pipeline.training.score import Table, cut_all, measure_cancer, measure_
 PATCH_PX = 128
 TRAIN_SEEDS, LARGE_SEEDS, VALIDATION_SEEDS = 30_000, 35_000, 40_000
 _AREA_PX = 768
-_CHUNK = 64
 
 
 @dataclass(frozen=True)
@@ -196,19 +189,19 @@ def train_select(
             rng,
         )
 
-    def loss_of(module: nn.Module, step: int) -> Tensor:
+    def draw(step: int) -> tuple[list[Bag], Step, np.random.Generator]:
         phase = next(p for p in recipe.phases if step < p.until * steps)
         keep = int(rng.choice(phase.kept))
         bags = [
             _compose(dataset, train, phase.size, index, rng)
             for index in range(phase.bags)
         ]
-        return bag_loss(module, net, bags, keep, recipe.colour, rng)
+        return bags, Step(keep, recipe.colour), rng
 
     options = LoopOptions(
         steps, device=str(target), lr=recipe.lr, weight_decay=0.05, warm_up_steps=30
     )
-    losses = fit(net, loss_of, options, progress=progress)
+    losses = fit(net, bag_losses(net, draw), options, progress=progress)
     large = recipe.large_steps * steps // recipe.steps
     if large and dataset == "glas":
         table = _table(net, train, dataset)
@@ -244,92 +237,6 @@ def train_select(
         },
         metrics=measure(net, tables[0], tables[1], recipe.top_m, seed),
     )
-
-
-def bag_loss(
-    module: nn.Module,
-    net: SelectorNet,
-    bags: Sequence[Bag],
-    keep: int,
-    colour: float,
-    rng: np.random.Generator,
-) -> Tensor:
-    """Select M patches per bag without gradient, then the loss of the bags' labels.
-
-    Parameters
-    ----------
-    module : nn.Module
-        What is trained: `net`, or `net` wrapped for a device and precision.
-    net : SelectorNet
-        The same net, unwrapped.
-    keep : int
-        M.
-    colour : float
-        Strength of the colour augmentation.
-
-    Returns
-    -------
-    Tensor
-        Mean cross-entropy of the labels that are known.
-    """
-    device = next(net.parameters()).device
-    side = bags[0].patches.shape[-1]
-    batch = torch.zeros(len(bags), keep, 3, side, side, device=device)
-    real = torch.zeros(len(bags), keep, dtype=torch.bool, device=device)
-    for row, bag in enumerate(bags):
-        pixels = augment(torch.from_numpy(bag.patches).to(device), colour, rng)
-        ids = select_bag(net, pixels, keep)
-        batch[row, : len(ids)] = pixels[ids]
-        real[row, : len(ids)] = True
-    labels = torch.from_numpy(np.stack([bag.labels for bag in bags])).to(device)
-    known = ~labels.isnan()
-    return nn.functional.binary_cross_entropy_with_logits(
-        module(batch, real)[known], labels[known]
-    )
-
-
-def select_bag(net: SelectorNet, pixels: Tensor, keep: int) -> Tensor:
-    """Ids of the M patches that attention prefers, (min(M, n),) int64, ascending."""
-    if len(pixels) <= keep:
-        return torch.arange(len(pixels), device=pixels.device)
-    with selection_pass(net):
-        starts = range(0, len(pixels), _CHUNK)
-        parts = [net.logits(net.embed(pixels[i : i + _CHUNK])) for i in starts]
-    chosen = choose_patches(torch.cat(parts).cpu().numpy(), keep).chosen
-    return torch.from_numpy(np.flatnonzero(chosen)).to(pixels.device)
-
-
-@contextmanager
-def selection_pass(net: nn.Module) -> Iterator[None]:
-    """Eval mode without gradient; every module's mode is restored, errors or not."""
-    modes = {module: module.training for module in net.modules()}
-    net.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-
-
-def augment(patches: Tensor, colour: float, rng: np.random.Generator) -> Tensor:
-    """Flip, turn and tint a bag: (n, 3, p, p) uint8 to float32 in [0, 1].
-
-    Parameters
-    ----------
-    colour : float
-        Deviation of the entries of the colour matrix and of twice the shift.
-    """
-    pixels = patches.float() / 255
-    if rng.random() < 0.5:
-        pixels = pixels.flip(3)
-    pixels = pixels.rot90(int(rng.integers(4)), (2, 3))
-    matrix = np.eye(3) + rng.normal(0, colour, (3, 3)) * (0.5 + 0.5 * np.eye(3))
-    shift = rng.normal(0, colour / 2, (3, 1, 1))
-    mixed = torch.einsum(
-        "ij,njyx->niyx", torch.tensor(matrix, dtype=torch.float32), pixels
-    )
-    return (mixed + torch.tensor(shift, dtype=torch.float32)).clamp(0, 1)
 
 
 def _load(
