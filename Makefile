@@ -8,6 +8,8 @@
 #   from nearly even to dense at boundaries, and the best of them for each class
 # make bench-tile: the tiler against its floors and other converters, 15 minutes
 # make bench-select: patches from Zarr through the encoder, against the encoder alone
+# make bench-labels: a selector from slide-level labels of painted slides, hours; goes
+#   on where it stopped
 
 PYTHON ?= $(shell command -v python3.12 || command -v python3)
 VENV ?= .venv
@@ -18,7 +20,7 @@ EXTRAS ?= dev
 export OMP_NUM_THREADS ?= 2
 
 .PHONY: setup demo test test-slow check bench bench-segment bench-study bench-tile \
-  bench-select clean
+  bench-select bench-labels clean
 
 setup: $(DONE)
 
@@ -71,6 +73,9 @@ bench-tile: $(DONE) $(PEERS)/.installed
 
 bench-select: $(DONE)
 	$(BIN)/python tests/benchmarks/select_speed.py
+
+bench-labels: $(DONE)
+	$(BIN)/python tests/benchmarks/select_labels.py out/labels
 
 clean:
 	rm -rf $(VENV) $(PEERS) demo

@@ -43,7 +43,7 @@ def write_zarr(path: Path, arrays: Arrays, facts: dict[str, object], rows: int) 
 
 
 def write_hdf5(path: Path, arrays: Arrays, facts: dict[str, object], rows: int) -> Path:
-    """As both programs write: a row per chunk; rows = 0 stores each array whole."""
+    """As both programs write: a row per chunk; rows = 0 stores each array in one."""
     h5py = pytest.importorskip("h5py", reason="h5py is not installed (extra features)")
     with h5py.File(path, "w") as file:
         for name, values in arrays.items():
@@ -110,7 +110,7 @@ def test_what_clam_writes_says_nothing_of_the_patches(
     assert found.corners.dtype == np.int64
 
 
-@pytest.mark.parametrize("rows", [1, 7, 64])
+@pytest.mark.parametrize("rows", [0, 1, 7, 64])
 def test_every_row_comes_once_with_its_own_place(
     write: Callable[..., Path], rows: int
 ) -> None:

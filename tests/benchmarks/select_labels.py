@@ -3,10 +3,10 @@ lesion, of which training is told yes or no; measured on slides of other seeds.
 
     python tests/benchmarks/select_labels.py FOLDER [--slides 320] [--held-out 80]
 
-Goes on where it was stopped. FOLDER keeps slides (12 MB each), model and report.json:
-AUC on the held-out slides with its interval, and on how many slides with a lesion one
-of its patches is in the top M. On two idle cores it takes about three hours: 12 s of
-one core to paint a slide, and two thirds of the time to train.
+Goes on where it was stopped; other options are those of `wsi train select`. FOLDER
+keeps the tiled slides, the model and report.json: AUC on the held-out slides with its
+interval, and on how many slides with a lesion one of its patches is in the top M. It
+takes hours.
 """
 
 import argparse

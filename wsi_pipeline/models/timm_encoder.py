@@ -27,7 +27,7 @@ def build(width: int, name: str, *, frozen: bool = False) -> BackboneEncoder:
     UnknownNameError
         If timm has no such model or tag.
     ModelError
-        If it cannot be built for RGB patches.
+        If it cannot be built.
 
     Notes
     -----
@@ -44,8 +44,6 @@ def build(width: int, name: str, *, frozen: bool = False) -> BackboneEncoder:
         body, config = _create(name)
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         raise ModelError(f"timm model {name!r} cannot be built: {error}") from error
-    if config.get("input_size", (3,))[0] != 3:
-        raise ModelError(f"timm model {name!r} is not made for RGB")
     return BackboneEncoder(
         body,
         int(getattr(body, "head_hidden_size", body.num_features)),

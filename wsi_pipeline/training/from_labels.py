@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import distributed
 
-from wsi_pipeline.errors import ConfigError, ModelError
+from wsi_pipeline.errors import ConfigError, ModelError, WsiError
 from wsi_pipeline.models.bodies.pretrained import load_pretrained
 from wsi_pipeline.models.budget import resolve_device
 from wsi_pipeline.models.cards import SelectorCard
@@ -200,9 +200,9 @@ def _begin(data: BagData, shape: SelectorShape, options: LabelTraining) -> Selec
     try:
         with selection_pass(net):
             next(embed_patches(net, bag, np.arange(1)))
+    except WsiError:
+        raise
     except (AssertionError, RuntimeError, ValueError) as error:
-        if isinstance(error, ModelError):
-            raise
         raise ModelError(
             f"encoder {shape.encoder!r} does not take patches of {data.patch_px} px: "
             f"{error}; --resizer and --resized-px bring them to another size"
