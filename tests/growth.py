@@ -16,16 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tests.models import selector_model
 from wsi_pipeline.config import NetOptions, SegmentOptions, SelectOptions
 from wsi_pipeline.models.budget import held_bytes, measure_peak
 from wsi_pipeline.models.cards import (
-    ClassCard,
-    ModelCard,
     ModelFolder,
-    SelectorCard,
     find_model,
     read_card,
-    write_card,
 )
 from wsi_pipeline.models.encoders import ENCODERS
 from wsi_pipeline.models.planning import Workload, planned
@@ -34,7 +31,6 @@ from wsi_pipeline.models.segmenter import load_segmenter
 from wsi_pipeline.models.segmenting import RegionSegmenter, open_segmenter
 from wsi_pipeline.models.selector import SelectorNet, SelectorShape
 from wsi_pipeline.models.tracing import resident_bytes
-from wsi_pipeline.models.weights import save_state
 from wsi_pipeline.process import peak_resident_bytes, reset_peaks
 
 CPU = torch.device("cpu")
@@ -62,29 +58,7 @@ def tiny_selector(folder: Path) -> ModelFolder:
     torch.manual_seed(0)
     shape = SelectorShape("tiny", 8, 1, 8, 8)
     net = SelectorNet(shape, ("one",))
-    selector = SelectorCard(
-        sha256=save_state(net, folder / "selector.safetensors"),
-        mpp=1.0,
-        patch_px=TINY_PX,
-        top_m=4,
-        tasks=net.tasks,
-        architecture=shape.to_json(),
-        training={},
-        metrics={},
-    )
-    card = ModelCard(
-        name="tiny",
-        version="1",
-        summary="mean colours",
-        intended_use="tests",
-        limits="all",
-        licence="Apache-2.0",
-        data="none",
-        classes=(ClassCard(value=0, name="Background", rgb=(255, 255, 255)),),
-        selector=selector,
-    )
-    write_card(folder, card)
-    return ModelFolder(folder, card)
+    return selector_model(folder, net, patch_px=TINY_PX, top_m=4, mpp=1.0)
 
 
 def lazy_patches(count: int, size: int = 500) -> Iterator[np.ndarray]:

@@ -1,4 +1,4 @@
-"""A small segmenter with random weights, for tests that need no good answers."""
+"""Small nets with random weights, for tests that need no good answers."""
 
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from wsi_pipeline.models.cards import (
 )
 from wsi_pipeline.models.density import DensityNet
 from wsi_pipeline.models.segmenter import SegmentNet
+from wsi_pipeline.models.selector import SelectorNet
 from wsi_pipeline.models.spec import SegmenterSpec
 from wsi_pipeline.models.weights import save_state
 
@@ -92,6 +93,34 @@ def small_model(
             metrics={},
         ),
         segmenter=segmenter,
+    )
+    write_card(folder, card)
+    return ModelFolder(folder, card)
+
+
+def selector_model(
+    folder: Path, net: SelectorNet, *, patch_px: int, top_m: int, mpp: float
+) -> ModelFolder:
+    """Write a model folder of a selector alone."""
+    card = ModelCard(
+        name="selects",
+        version="1",
+        summary="random weights",
+        intended_use="tests",
+        limits="all",
+        licence="Apache-2.0",
+        data="none",
+        classes=CLASSES[:1],
+        selector=SelectorCard(
+            sha256=save_state(net, folder / "selector.safetensors"),
+            mpp=mpp,
+            patch_px=patch_px,
+            top_m=top_m,
+            tasks=net.tasks,
+            architecture=net.shape.to_json(),
+            training={},
+            metrics={},
+        ),
     )
     write_card(folder, card)
     return ModelFolder(folder, card)

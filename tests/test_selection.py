@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from tests.growth import TINY_PX, TinyEncoder
+from tests.models import selector_model
 from tests.pyramids import grid_of as lay
 from tests.pyramids import noise_pyramid
 from wsi_pipeline import selection
@@ -25,15 +27,11 @@ from wsi_pipeline.feeding import PyramidSource
 from wsi_pipeline.geometry import Scale
 from wsi_pipeline.models import planning, scoring
 from wsi_pipeline.models.cards import (
-    ClassCard,
-    ModelCard,
     ModelFolder,
-    SelectorCard,
 )
 from wsi_pipeline.models.choosing import choose_as_published, choose_patches
 from wsi_pipeline.models.scoring import load_selector
 from wsi_pipeline.models.selector import SelectorNet, SelectorShape
-from wsi_pipeline.models.weights import save_state
 from wsi_pipeline.pyramid import Pyramid
 from wsi_pipeline.regions import PatchGrid, Selection
 from wsi_pipeline.resuming import LogitJournal
@@ -58,28 +56,7 @@ def saved(
     folder: Path, net: SelectorNet, patch_px: int = PX, top_m: int = 9
 ) -> ModelFolder:
     """A model folder of a selector alone."""
-    card = SelectorCard(
-        sha256=save_state(net, folder / "selector.safetensors"),
-        mpp=0.5,
-        patch_px=patch_px,
-        top_m=top_m,
-        tasks=net.tasks,
-        architecture=net.shape.to_json(),
-        training={},
-        metrics={},
-    )
-    whole = ModelCard(
-        name="test",
-        version="1",
-        summary="for tests",
-        intended_use="tests",
-        limits="all",
-        licence="Apache-2.0",
-        data="noise",
-        classes=(ClassCard(value=0, name="Background", rgb=(255, 255, 255)),),
-        selector=card,
-    )
-    return ModelFolder(folder, whole)
+    return selector_model(folder, net, patch_px=patch_px, top_m=top_m, mpp=0.5)
 
 
 def random_net(*, position: bool = False, encoder: str = "small") -> SelectorNet:
@@ -362,6 +339,9 @@ class MarkedSource:
             pixels[self.marked[part]] = 200
             yield part, pixels
 
+    def facts(self) -> dict[str, Any]:  # Any: JSON values
+        return {"made up": len(self.order)}
+
 
 @pytest.mark.parametrize("mode", MODES)
 def test_planted_patches_are_found_at_any_place(tmp_path: Path, mode: str) -> None:
@@ -381,6 +361,7 @@ def test_planted_patches_are_found_at_any_place(tmp_path: Path, mode: str) -> No
     grid = PatchGrid(corners, TINY_PX, TINY_PX, 0.5, np.ones(count, np.float32))
     found = select_from(source, grid, Scale(0.5, 0.5), model, options_of(mode))
     assert found.facts["batch"] == 64
+    assert found.facts["reading"] == {"made up": count}
     assert set(found.chosen.nonzero()[0]) == set(source.marked.nonzero()[0])
 
 

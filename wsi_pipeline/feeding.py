@@ -40,6 +40,10 @@ class PatchSource(Protocol):
         """Yield patches in the order of `ids`, `size` at a time, last a rest."""
         ...
 
+    def facts(self) -> dict[str, Any]:  # Any: JSON values
+        """What was read so far, for records."""
+        ...
+
 
 class Reading(NamedTuple):
     """Bytes of pixels: decoded, and the part of it that lies in other blocks."""
@@ -99,8 +103,8 @@ class PyramidSource:
         self.order: Ids = np.lexsort((np.arange(len(grid)), x, y))
         """See `PatchSource.order`: by block, in a block by id."""
 
-    def facts(self) -> dict[str, int]:
-        """How patches were read so far, for records."""
+    def facts(self) -> dict[str, Any]:  # Any: JSON values
+        """See `PatchSource.facts`: how patches were read."""
         return {
             "queue_bytes": 2 * self._half,
             "block_px": self._block_px,

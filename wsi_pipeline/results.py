@@ -180,6 +180,12 @@ class SlideFolder:
         for verb in reversed(verbs):
             remove(self.place / "stages" / f"{verb}.json")
 
+    def keep_one_form(self, name: str, kept: Path | None) -> None:
+        """Remove the files whose names begin with `name`, such as .gz ones, but one."""
+        for old in self.path.glob(f"{name}*"):
+            if old != kept:
+                remove(old)
+
     def publish_record(self, record: StageRecord) -> None:
         """Write a stage's record: the stage counts as published from here on."""
         publish_json(self.place / "stages" / f"{record.verb}.json", asdict(record))

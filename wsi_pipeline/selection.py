@@ -81,7 +81,7 @@ def select_patches(
     """
     _check_grid(grid, model.card.selector)
     source = PyramidSource(pyramid, grid, settle(options).queue_bytes)
-    selection = select_from(
+    return select_from(
         source,
         grid,
         pyramid.source.scale,
@@ -91,8 +91,6 @@ def select_patches(
         journal=journal,
         cache=cache,
     )
-    selection.facts["reading"] = source.facts()
-    return selection
 
 
 def select_from(
@@ -159,6 +157,7 @@ def select_from(
         facts = _facts(options, top_m, scorer)
     facts["captured_mass"] = float(choice.score[choice.chosen].sum())
     facts["predictions"] = predictions
+    facts["reading"] = source.facts()
     facts["resumed_patches"] = resumed
     facts["patches_per_s"] = round(len(left) / max(seconds, 1e-9), 1)
     return Selection(grid, logits, choice.score, choice.rank, choice.chosen, facts)

@@ -1,6 +1,6 @@
 """Weights that the official IPS code has trained: its names to our selector's."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -8,6 +8,7 @@ from torch import Tensor
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.models.official_encoders import OfficialEncoder
 from wsi_pipeline.models.selector import SelectorNet, SelectorShape
+from wsi_pipeline.models.weights import check_names
 
 # ours to theirs; each name starts with one of these, heads aside
 _PREFIXES = {
@@ -75,7 +76,12 @@ def from_official(
         f"outputs.{t}.": f"output_layers.{task}.0." for t, task in enumerate(tasks)
     }
     theirs = {name: _rename(name, prefixes) for name in own}
-    _same_names(theirs.values(), state)
+    check_names(
+        theirs.values(),
+        state,
+        missing="official weights miss",
+        unknown="official weights have unknown",
+    )
     for name, official in theirs.items():
         got, wanted = tuple(state[official].shape), tuple(own[name].shape)
         if official.startswith("output_layers.") and got[0] > 1:
@@ -94,13 +100,3 @@ def from_official(
 def _rename(name: str, prefixes: Mapping[str, str]) -> str:
     ours = next(prefix for prefix in prefixes if name.startswith(prefix))
     return prefixes[ours] + name.removeprefix(ours)
-
-
-def _same_names(wanted: Iterable[str], found: Iterable[str]) -> None:
-    missing, unknown = set(wanted) - set(found), set(found) - set(wanted)
-    for word, names in (("miss", missing), ("have unknown", unknown)):
-        if names:
-            some = ", ".join(sorted(names)[:3])
-            raise ModelError(
-                f"official weights {word} {len(names)} tensors ({some}, ...)"
-            )

@@ -319,5 +319,9 @@ class SelectorNet(nn.Module):
 
     def answer(self, tokens: Tensor) -> Tensor:
         """Logit per task of what attention made of bags: (b, T, D) to (b, T)."""
-        parts = [head(tokens[:, t]) for t, head in enumerate(self.outputs)]
-        return torch.cat(parts, dim=1)
+        return answer_tokens(self.outputs, tokens)
+
+
+def answer_tokens(outputs: nn.ModuleList, tokens: Tensor) -> Tensor:
+    """Each head to the token of its task: T heads and (b, T, D) to (b, T)."""
+    return torch.cat([head(tokens[:, t]) for t, head in enumerate(outputs)], dim=1)

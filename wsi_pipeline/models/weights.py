@@ -1,10 +1,11 @@
 """Reads and writes nets as safetensors files, with every name and shape checked."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -46,10 +47,20 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     ModelError
         If the file cannot be read.
     """
-    try:
+    with _reading(file):
         return dict(load_file(file))
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{file}: no readable safetensors file ({error})") from error
+
+
+def tensor_names(file: Path) -> tuple[str, ...]:
+    """Names of the tensors of a ``.safetensors`` file; reads its header only.
+
+    Raises
+    ------
+    ModelError
+        If the file cannot be read.
+    """
+    with _reading(file), safe_open(file, "pt") as tensors:
+        return tuple(tensors.keys())
 
 
 def load_state(module: nn.Module, file: Path, *, prefix: str = "") -> None:
@@ -77,7 +88,12 @@ def load_state(module: nn.Module, file: Path, *, prefix: str = "") -> None:
     }
     own = module.state_dict()
     wanted = {name for name, value in own.items() if value.is_floating_point()}
-    _same_names(file, prefix, wanted, tensors)
+    check_names(
+        (prefix + name for name in wanted),
+        (prefix + name for name in tensors),
+        missing=f"{file}: misses",
+        unknown=f"{file}: has unknown",
+    )
     for name in sorted(wanted):
         if tensors[name].shape != own[name].shape:
             raise ModelError(
@@ -89,11 +105,31 @@ def load_state(module: nn.Module, file: Path, *, prefix: str = "") -> None:
     module.load_state_dict(tensors, strict=False)
 
 
-def _same_names(
-    file: Path, prefix: str, wanted: Iterable[str], found: Iterable[str]
+def check_names(
+    wanted: Iterable[str], found: Iterable[str], *, missing: str, unknown: str
 ) -> None:
-    missing, unknown = set(wanted) - set(found), set(found) - set(wanted)
-    for word, names in (("misses", missing), ("has unknown", unknown)):
+    """Refuse tensors that are not exactly those that are wanted.
+
+    Parameters
+    ----------
+    missing, unknown : str
+        How the refusal begins where names are missing, and where they are unknown.
+
+    Raises
+    ------
+    ModelError
+        If the names differ; says how many, and some of them.
+    """
+    own, theirs = set(wanted), set(found)
+    for words, names in ((missing, own - theirs), (unknown, theirs - own)):
         if names:
-            some = ", ".join(prefix + name for name in sorted(names)[:3])
-            raise ModelError(f"{file}: {word} {len(names)} tensors ({some}, ...)")
+            some = ", ".join(sorted(names)[:3])
+            raise ModelError(f"{words} {len(names)} tensors ({some}, ...)")
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{file}: no readable safetensors file ({error})") from error

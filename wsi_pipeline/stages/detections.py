@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from wsi_pipeline.exporters.detections import export_detections
-from wsi_pipeline.publishing import remove
 from wsi_pipeline.pyramid import Pyramid
 from wsi_pipeline.regions import Selection
 from wsi_pipeline.stages import SlideRun
 
+_NAME = "attention.geojson"
 _OPTIONS = ("detections", "frame", "gzip")
 
 
@@ -33,12 +33,10 @@ def publish_detections(run: SlideRun) -> list[Path]:
     path = export_detections(
         Selection.load(folder.selection),
         Pyramid(folder.pyramid).source,
-        folder.path / "attention.geojson",
+        folder.path / _NAME,
         options,
         slide_id=folder.slide_id,
         run={"model": card.name, "model_version": card.version},
     )
-    for old in folder.path.glob("attention.geojson*"):
-        if old != path:
-            remove(old)
+    folder.keep_one_form(_NAME, path)
     return [path] if path else []

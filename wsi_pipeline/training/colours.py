@@ -93,6 +93,6 @@ def vary_colours(pixels: Tensor, seeds: Sequence[int]) -> Tensor:
     varied = []
     with torch.random.fork_rng(devices=[]):
         for image, seed in zip(pixels, seeds, strict=True):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # the CPU's: drawn there
             varied.append(_VARY(image))
     return torch.stack(varied)

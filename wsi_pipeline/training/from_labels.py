@@ -16,7 +16,7 @@ from wsi_pipeline.models.budget import resolve_device
 from wsi_pipeline.models.cards import SelectorCard
 from wsi_pipeline.models.encoders import frozen_name, reads_features
 from wsi_pipeline.models.selector import SelectorNet, SelectorShape
-from wsi_pipeline.models.weights import load_state, read_tensors, save_state
+from wsi_pipeline.models.weights import load_state, save_state, tensor_names
 from wsi_pipeline.publishing import make_folder, sha256_file
 from wsi_pipeline.training.bag_score import measure_bags
 from wsi_pipeline.training.bag_training import (
@@ -175,7 +175,7 @@ def fitting_shape(
             + (f"features, {projector} reads them" if data.inputs else "pixels")
         )
     if pretrained is not None:
-        if any(key.endswith("running_mean") for key in read_tensors(pretrained)):
+        if any(key.endswith("running_mean") for key in tensor_names(pretrained)):
             name = frozen_name(name)
     elif name.partition(":")[0].endswith("-frozen"):
         raise ConfigError(
@@ -191,7 +191,7 @@ def _begin(data: BagData, shape: SelectorShape, options: LabelTraining) -> Selec
     net = SelectorNet(shape, data.tasks)
     file = options.pretrained
     if file is not None:
-        if any(name.startswith("encoder.") for name in read_tensors(file)):
+        if any(name.startswith("encoder.") for name in tensor_names(file)):
             load_state(net.encoder, file, prefix="encoder.")
         else:
             inner = getattr(net.encoder, "encoder", net.encoder)  # behind a resizer

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wsi_pipeline.models.choosing import choose_patches
-from wsi_pipeline.models.selector import SelectorNet
+from wsi_pipeline.models.selector import SelectorNet, answer_tokens
 from wsi_pipeline.training.bags import SHOWN, UNKNOWN
 from wsi_pipeline.training.loop import LoopOptions, fit
 from wsi_pipeline.training.score import Table
@@ -31,9 +31,7 @@ class Pooling(nn.Module):
 
     def forward(self, x: Tensor, real: Tensor) -> Tensor:
         """Logit per task: (b, n, D) and (b, n) bool to (b, T)."""
-        tokens = self.attention(x, real)
-        parts = [head(tokens[:, t]) for t, head in enumerate(self.outputs)]
-        return torch.cat(parts, dim=1)
+        return answer_tokens(self.outputs, self.attention(x, real))
 
 
 Draw = Callable[
