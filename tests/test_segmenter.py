@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from tests.models import small_model, small_spec
 from wsi_pipeline.config import SegmentOptions
@@ -139,6 +140,22 @@ def test_memory_too_small_for_one_region_is_refused(model: ModelFolder) -> None:
         assert segmenter.plan is not None
         assert segmenter.plan.measured_bytes <= 512 * 2**20
         assert segmenter.batch == 8
+
+
+def test_what_is_opened_is_folded_and_as_precise_as_asked(model: ModelFolder) -> None:
+    regions = pixels(2, 64)
+    plain = RegionSegmenter(load_segmenter(model, "learned", "cpu"), 2)(regions, 0)
+    found = {}
+    for precision in ("float32", "bfloat16"):
+        options = SegmentOptions(device="cpu", precision=precision)
+        with open_segmenter(model, options, 64.0) as segmenter:
+            norms = [m for m in segmenter.net.modules() if isinstance(m, _BatchNorm)]
+            assert not norms
+            assert segmenter.precision == precision
+            probabilities, found[precision] = segmenter(regions, 0)
+        assert np.abs(probabilities.astype(np.float32) - plain[0]).max() < 0.01
+    rounding = {name: np.abs(grid - plain[1]).max() for name, grid in found.items()}
+    assert rounding["float32"] < 1e-6 < rounding["bfloat16"] < 1e-3
 
 
 # files

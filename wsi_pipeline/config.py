@@ -179,6 +179,11 @@ class NetOptions(Options):
     device: str | None = Field(
         None, description="cpu, cuda or cuda:N; left out, cuda where there is one"
     )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="numbers that the nets compute with; auto: bfloat16 where the "
+        "device multiplies it in hardware (GPUs since Ampere, CPUs with AMX)",
+    )
 
 
 class SelectOptions(NetOptions):
@@ -200,11 +205,6 @@ class SelectOptions(NetOptions):
     )
     seed: int | None = Field(
         None, ge=0, description="mode ips: seed of the patches' order; left out, 0"
-    )
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto",
-        description="numbers that the encoder computes with; auto: bfloat16 where the "
-        "device multiplies it in hardware (GPUs since Ampere, CPUs with AMX)",
     )
     compile: bool = Field(
         False,

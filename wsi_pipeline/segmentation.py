@@ -341,6 +341,7 @@ def _facts(
         "regions_coarse": len(regions.coarse),
         "batch": segmenter.batch,
         "device": segmenter.device.type,
+        "precision": segmenter.precision,
         "peak_allocated_bytes": peaks.allocated,
         "peak_reserved_bytes": peaks.reserved,
         "downgrades": [list(step) for step in segmenter.elastic.downgrades],

@@ -20,6 +20,7 @@ from wsi_pipeline.models.budget import (
 )
 from wsi_pipeline.models.cards import ModelFolder
 from wsi_pipeline.models.planning import Workload, planned
+from wsi_pipeline.models.precision import Precision, fold, resolve_precision
 from wsi_pipeline.models.sampling import mip_levels, sample_image, to_unit
 from wsi_pipeline.models.segmenter import SegmentNet, load_segmenter
 
@@ -46,6 +47,13 @@ class RegionSegmenter:
         Where the batch came from.
     option : str
         Name of the option that states the budget.
+    precision : "float32" or "bfloat16"
+        Of the convolutions, as in training; places and softmax stay float32.
+
+    Notes
+    -----
+    Shipped weights, batches of 8 regions of 64 x 64 nodes, one core with AMX, learned
+    and uniform: 192 and 152 ms as they are, 174 and 119 folded, 108 and 67 in bfloat16.
     """
 
     def __init__(
@@ -55,10 +63,12 @@ class RegionSegmenter:
         *,
         plan: BatchPlan | None = None,
         option: str = "--memory",
+        precision: Precision = "float32",
     ) -> None:
         self.net = net.to(memory_format=torch.channels_last)
         self.device = next(net.parameters()).device
         self.plan = plan
+        self.precision = precision
         self.elastic = ElasticBatch(batch, option)
 
     @property
@@ -133,7 +143,9 @@ class RegionSegmenter:
         def sample(grid: Tensor, taps: int) -> Tensor:
             return sample_image(levels, grid, first=level, taps=taps, mip=taps > 1)
 
-        result = self.net(sample, size)
+        low = self.precision == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=low):
+            result = self.net(sample, size)
         probabilities = result.logits.float().softmax(dim=1)[:n]
         grids = to_unit(result.grid[:n]).cpu().numpy()
         return probabilities.half().cpu().numpy(), np.ascontiguousarray(grids)
@@ -168,7 +180,7 @@ def open_segmenter(
     model : ModelFolder
         With weights for the strategy.
     options : SegmentOptions
-        Strategy, device, memory.
+        Strategy, device, memory, precision.
     side_px : float
         Side of a region in base pixels.
     cache : Path, optional
@@ -192,16 +204,27 @@ def open_segmenter(
     """
     device = resolve_device(options.device)
     net = load_segmenter(model, options.strategy, str(device))
+    _fold_parts(net)
     net = net.to(memory_format=torch.channels_last)  # now, not in a warm-up
+    precision = resolve_precision(options.precision, device)
     side = math.ceil(side_px / 2 ** read_level(net, side_px))
-    dtype = str(next(net.parameters()).dtype).removeprefix("torch.")
     workload = Workload(
         "segmenter",
         net,
-        (model.card.need_segmenter().sha256, options.strategy, dtype, f"{side} px"),
-        lambda batch: RegionSegmenter(net, batch).warm_up(side),
+        (model.card.need_segmenter().sha256, options.strategy, precision, f"{side} px"),
+        lambda batch: RegionSegmenter(net, batch, precision=precision).warm_up(side),
         _LARGEST_BATCH[device.type],
         item_host_bytes=_HOST_BATCHES * 3 * side**2,
     )
     with planned(workload, device, options, cache=cache) as plan:
-        yield RegionSegmenter(net, plan.batch, plan=plan, option=plan.option)
+        yield RegionSegmenter(
+            net, plan.batch, plan=plan, option=plan.option, precision=precision
+        )
+
+
+def _fold_parts(net: SegmentNet) -> None:
+    """Fold batch norms of a net's parts; the net itself keeps its type."""
+    for parent in (net, net.placer):
+        for name, part in list(parent.named_children()):
+            if part is not net.placer:
+                setattr(parent, name, fold(part))

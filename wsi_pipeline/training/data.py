@@ -109,7 +109,7 @@ class RegionBatch:
         h, w = self.labels.shape[-2:]
         edges = grid.new_tensor([w, h])
         # from edge to edge is -1 to 1, so that edges are what is mirrored
-        places = (tap_places(self._places(grid), taps) + 0.5) * (2 / edges) - 1
+        places = tap_places((self._places(grid) + 0.5) * (2 / edges) - 1, taps)
         nearest = functional.grid_sample(
             self.labels[:, None].to(places.dtype),
             places,
