@@ -8,6 +8,8 @@
 #   from nearly even to dense at boundaries, and the best of them for each class
 # make bench-tile: the tiler against its floors and other converters, 15 minutes
 # make bench-select: patches from Zarr through the encoder, against the encoder alone
+# make bench-screen: recall and work of a screen, trained here, on painted slides; goes
+#   on where it stopped
 # make bench-labels: a selector from slide-level labels of painted slides, hours; goes
 #   on where it stopped
 
@@ -20,7 +22,7 @@ EXTRAS ?= dev
 export OMP_NUM_THREADS ?= 2
 
 .PHONY: setup demo test test-slow check bench bench-segment bench-study bench-tile \
-  bench-select bench-labels clean
+  bench-select bench-screen bench-labels clean
 
 setup: $(DONE)
 
@@ -73,6 +75,9 @@ bench-tile: $(DONE) $(PEERS)/.installed
 
 bench-select: $(DONE)
 	$(BIN)/python tests/benchmarks/select_speed.py
+
+bench-screen: $(DONE)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/screen_recall.py out/screen
 
 bench-labels: $(DONE)
 	$(BIN)/python tests/benchmarks/select_labels.py out/labels

@@ -5,10 +5,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from wsi_pipeline.models.calibration import Calibration, MissTable
 from wsi_pipeline.models.cards import (
     ClassCard,
     ModelCard,
     ModelFolder,
+    ScreenCard,
     SegmenterCard,
     SelectorCard,
     write_card,
@@ -122,5 +124,46 @@ def selector_model(
             metrics={},
         ),
     )
+    write_card(folder, card)
+    return ModelFolder(folder, card)
+
+
+def calibration_of(
+    missed: dict[float, float], slides: int = 99, top_m: int = 9
+) -> Calibration:
+    """What was lost by the fraction that was kept; nothing where all were."""
+    whole = missed | {1.0: 0.0}
+    table = MissTable(
+        top_m=top_m,
+        missed=tuple(whole.values()),
+        kept=tuple(whole),
+    )
+    return Calibration(slides=slides, fractions=tuple(whole), tables=(table,))
+
+
+def with_screen(
+    model: ModelFolder,
+    folder: Path,
+    net: SelectorNet,
+    *,
+    calibration: Calibration,
+    factor: int = 2,
+) -> ModelFolder:
+    """Write the model of a selector alone once more, with a screen."""
+    own = model.card.selector
+    (folder / own.file).write_bytes((model.path / own.file).read_bytes())
+    screen = ScreenCard(
+        sha256=save_state(net, folder / "screen.safetensors"),
+        mpp=own.mpp * factor,
+        patch_px=own.patch_px // factor,
+        top_m=own.top_m,
+        tasks=net.tasks,
+        architecture=net.shape.to_json(),
+        training={},
+        metrics={},
+        selector_sha256=own.sha256,
+        calibration=calibration,
+    )
+    card = model.card.model_copy(update={"screen": screen})
     write_card(folder, card)
     return ModelFolder(folder, card)

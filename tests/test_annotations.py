@@ -191,13 +191,13 @@ def test_odd_features_are_read_or_refused_and_always_checked(
 
 def test_other_kinds_of_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match="geojson"):
-        read_annotations(tmp_path / "a.xml")
+        read_annotations(tmp_path / "a.txt")
     with pytest.raises(RegionError, match="cannot read"):
         read_annotations(tmp_path / "missing.geojson")
 
 
 def test_every_row_of_the_table_loads() -> None:
-    assert all(callable(READERS.load(name)) for name in READERS.names())
+    assert all(callable(READERS.load(name).read) for name in READERS.names())
 
 
 def test_real_files_of_all_ages_are_read_or_refused(data_dir: Path) -> None:
@@ -206,12 +206,10 @@ def test_real_files_of_all_ages_are_read_or_refused(data_dir: Path) -> None:
     counts = {}
     for path in files:
         if path.name in NO_GEOJSON:
-            with pytest.raises(RegionError, match="no GeoJSON"):
-                read_annotations(path)
             continue
         counts[path.name] = len(read_annotations(path))
         # QuPath 0.5 to 0.7 import all of them
-        assert [f for f in check_geojson(path) if f.severity == "abort"] == []
+        assert [f for f in check_geojson(path) if f.effect == "abort"] == []
     assert counts == {
         "2023_02_02__CD163_CD31_CDH1.geojson": 56,
         "Single_cells.geojson": 131,
@@ -227,139 +225,3 @@ def test_real_files_of_all_ages_are_read_or_refused(data_dir: Path) -> None:
     tumor, border = read_annotations(folder / "histoqc_geojson_example_v2.json")
     assert (tumor.class_name, tumor.rgb) == ("Tumor", (200, 0, 0))
     assert border.class_name == "Invborder"
-
-
-BOW = [[0, 0], [100, 100], [100, 0], [0, 100], [0, 0]]
-ABORT = {
-    "bow-tie": feature(polygon(BOW)),
-    "open ring": feature(polygon([[0, 0], [9, 0], [9, 9], [0, 9]])),
-    "ring open by 0.001 px": feature(polygon([*square(0, 0, 9)[:-1], [0, 0.001]])),
-    "overlapping parts": feature(
-        {
-            "type": "MultiPolygon",
-            "coordinates": [[square(0, 0, 10)], [square(5, 5, 10)]],
-        }
-    ),
-    "overlapping holes": feature(
-        polygon(square(0, 0, 90), square(10, 10, 20), square(20, 20, 20))
-    ),
-    "hole outside": feature(polygon(square(0, 0, 90), square(110, 110, 20))),
-    "part inside a part": feature(
-        {
-            "type": "MultiPolygon",
-            "coordinates": [[square(0, 0, 90)], [square(10, 10, 10)]],
-        }
-    ),
-    "collection": feature({"type": "GeometryCollection", "geometries": [GOOD]}),
-    "linear ring": feature({"type": "LinearRing", "coordinates": square(0, 0, 9)}),
-    "text coordinates": feature(polygon([["0", "0"], ["9", "0"], ["9", "9"]])),
-    "two and three numbers": feature(polygon([[0, 0], [9, 0, 1], [9, 9], [0, 0]])),
-    "class without colour": feature(classification={"name": "Tumor"}),
-    "hex colour": feature(classification={"name": "Tumor", "color": "#ff0000"}),
-    "class a number": feature(classification=3),
-    "class without a name": feature(classification={"name": "", "color": [1, 2, 3]}),
-    "id null": feature() | {"id": None},
-    "name null": feature(name=None),
-    "properties null": feature() | {"properties": None},
-    "geometry null": feature(None),
-    "geometry missing": {"type": "Feature", "properties": {}},
-    "measurement text": feature(measurements={"A": "many"}),
-    "measurement null in a list": feature(measurements=[{"name": "A", "value": None}]),
-    "object colour text": feature(color="red"),
-}
-
-
-@pytest.mark.parametrize("defect", ABORT)
-def test_check_finds_what_makes_qupath_import_nothing(
-    tmp_path: Path, defect: str
-) -> None:
-    found = check_geojson(write(tmp_path, [feature(), ABORT[defect]]))
-    assert [(f.severity, f.where) for f in found] == [("abort", "feature 1")]
-
-
-@pytest.mark.parametrize("number", ["NaN", "-Infinity"])
-def test_check_finds_coordinates_that_are_no_places(
-    tmp_path: Path, number: str
-) -> None:
-    text = orjson.dumps([feature()]).replace(b"[9,0]", f"[{number},0]".encode())
-    (found,) = check_geojson(write(tmp_path, text))
-    assert found.severity == ("abort" if number == "NaN" else "changed")
-
-
-@pytest.mark.parametrize(
-    ("data", "name"),
-    [
-        (b'[{"type": "Feature"', "a.geojson"),
-        (b"[] trailing", "a.geojson"),
-        (gzip.compress(b"[]"), "a.geojson"),
-        (b"[]", "a.geojson.gz"),
-    ],
-)
-def test_check_finds_files_that_cannot_be_parsed(
-    tmp_path: Path, data: bytes, name: str
-) -> None:
-    assert [f.severity for f in check_geojson(write(tmp_path, data, name))] == ["abort"]
-
-
-NECK = [[0, 0], [10, 0], [10, 5], [20, 5], [20, 0], [30, 0], [30, 10], [20, 10]]
-CHANGED = {
-    "sliver": feature(polygon([[0, 0], [90, 0], [90, 0.001], [0, 0.001], [0, 0]])),
-    "same part twice": feature(
-        {"type": "MultiPolygon", "coordinates": [[square(0, 0, 9)], [square(0, 0, 9)]]}
-    ),
-    "parts sharing an edge": feature(
-        {"type": "MultiPolygon", "coordinates": [[square(0, 0, 9)], [square(9, 0, 9)]]}
-    ),
-    "neck": feature(
-        polygon([*NECK, [20, 5.001], [10, 5.001], [10, 10], [0, 10], [0, 0]])
-    ),
-    "spike": feature(
-        polygon([[0, 0], [9, 0], [9, 5], [15, 5], [9, 5], [9, 9], [0, 9], [0, 0]])
-    ),
-    "hole equal to the shell": feature(polygon(square(0, 0, 9), square(0, 0, 9))),
-    "ring of two points": feature(polygon([[0, 0], [1, 1]])),
-    "empty": feature(polygon()),
-    "measurement null": feature(measurements={"A": None}),
-    "colour as fractions": feature(
-        classification={"name": "A", "color": [0.5, 0.1, 0.2]}
-    ),
-}
-
-
-@pytest.mark.parametrize("defect", CHANGED)
-def test_check_finds_what_qupath_alters(tmp_path: Path, defect: str) -> None:
-    found = check_geojson(write(tmp_path, [feature(), CHANGED[defect]]))
-    assert [(f.severity, f.where) for f in found] == [("changed", "feature 1")]
-
-
-def test_check_notes_surprises(tmp_path: Path) -> None:
-    one = "8c8a0d3e-4d83-4d4e-9f0e-3c2b8e1c9a11"
-    rows = [
-        feature(classification={"name": "A", "color": [1, 2, 3]}) | {"id": one},
-        feature(classification={"name": "A", "color": [3, 2, 1]}) | {"id": one},
-        feature(objectType="region") | {"id": "tumor-1"},
-        feature() | {"objectType": "annotation"},
-    ]
-    found = check_geojson(write(tmp_path, rows))
-    assert [(f.severity, f.where) for f in found] == [
-        ("note", "feature 1"),
-        ("note", "feature 1"),
-        ("note", "feature 2"),
-        ("note", "feature 2"),
-        ("note", "feature 3"),
-    ]
-
-
-@pytest.mark.parametrize(
-    "good",
-    [
-        feature(polygon(square(0, 0, 90), [[0, 45], [20, 40], [20, 50], [0, 45]])),
-        feature(classification="Tumor"),
-        feature(classification=None),
-        feature(measurements={"A": 1, "B": "NaN"}),
-        feature({"type": "Point", "coordinates": [1, 2]}),
-        feature(polygon([[0, 0], [9, 0], [9, 5], [15, 5.001], [9, 5.002], [0, 0]])),
-    ],
-)
-def test_check_lets_good_features_pass(tmp_path: Path, good: dict[str, Any]) -> None:
-    assert check_geojson(write(tmp_path, [good])) == []

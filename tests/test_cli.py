@@ -11,8 +11,10 @@ import pytest
 VERBS = [
     (), ("info",), ("run",), ("tile",), ("tissue",), ("select",), ("segment",),
     ("stitch",), ("export",), ("train",), ("train", "select"), ("train", "segment"),
+    ("train", "screen"),
     ("evaluate",), ("evaluate", "masks"), ("evaluate", "segment"), ("synth",),
-    ("synth-strips",), ("demo",), ("report",), ("check-geojson",),
+    ("synth-strips",), ("demo",), ("report",), ("check-geojson",), ("annotations",),
+    ("annotations", "show"), ("annotations", "convert"), ("annotations", "label"),
 ]  # fmt: skip
 HEAVY = "torch", "dask", "distributed", "zarr"
 SCRIPT = """

@@ -19,11 +19,12 @@ from tests.dataset_minis import (
     write,
 )
 from tests.tiff_files import tissue_like
+from wsi_pipeline.annotations.painting import Areas
 from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.geometry import Box
 from wsi_pipeline.training.datasets import DatasetOptions, load_dataset
 from wsi_pipeline.training.datasets.pca_histo import strip_nodes
-from wsi_pipeline.training.datasets.slide_labels import DrawnArea, draw_areas
+from wsi_pipeline.training.datasets.slide_labels import label_region
 from wsi_pipeline.training.datasets.strip_files import paint_strips
 from wsi_pipeline.training.datasets.strips import SPLITS, lay_cases
 
@@ -443,7 +444,7 @@ def test_slides_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
     mini = mini_slides(tmp_path)
     geojson = mini.mask.read_text()
     mini.mask.write_text(geojson.replace("Tumour", "Tumor"))
-    with pytest.raises(ConfigError, match=r"s1\.geojson: class 'Tumor' is not in"):
+    with pytest.raises(ConfigError, match=r"s1\.geojson: .*unknown classes: 'Tumor'"):
         load_dataset("slides", tmp_path, options=REGIONS)
     mini.mask.write_text(json.dumps({"type": "FeatureCollection", "features": []}))
     with pytest.raises(ConfigError, match=r"s1\.geojson: no area with a class"):
@@ -518,6 +519,33 @@ def test_a_coarser_level_is_read_where_it_is_fine_enough(tmp_path: Path) -> None
 
 
 def test_a_region_beside_all_areas_is_no_label() -> None:
-    area = DrawnArea(1, shapely.box(0, 0, 10, 10))
-    assert (draw_areas([area], Box(20, 0, 8, 8), 4) == 255).all()
-    assert (draw_areas([area], Box(0, 0, 8, 8), 4) == 1).all()
+    drawn = Areas(np.array([shapely.box(0, 0, 10, 10)]), np.ones(1, np.uint8))
+    assert (label_region(drawn, (99, 99), Box(20, 0, 8, 8), 4) == 255).all()
+    assert (label_region(drawn, (99, 99), Box(0, 0, 8, 8), 4) == 1).all()
+
+
+XML = """<ASAP_Annotations><Annotations>
+<Annotation Name="a" Type="Polygon" PartOfGroup="Ca"><Coordinates>
+<Coordinate Order="0" X="64" Y="64"/><Coordinate Order="1" X="128" Y="64"/>
+<Coordinate Order="2" X="128" Y="128"/><Coordinate Order="3" X="64" Y="128"/>
+</Coordinates></Annotation></Annotations></ASAP_Annotations>"""
+
+
+def test_annotations_of_other_programs_go_by_the_class_map(tmp_path: Path) -> None:
+    mini = mini_slides(tmp_path)
+    mini.mask.unlink()
+    write(tmp_path / "annotations" / "s1.xml", [XML])
+    with pytest.raises(ConfigError, match=r"s1\.xml: .*'Ca'.*class_map\.csv"):
+        load_dataset("slides", tmp_path, options=REGIONS)
+    write(tmp_path / "class_map.csv", ["drawn,class", "Ca,Tumour"])
+    labels = load_dataset("slides", tmp_path, options=REGIONS).train.labels[0]
+    wanted = np.full((128, 128), 255, np.uint8)
+    wanted[32:64, 32:64] = 1
+    np.testing.assert_array_equal(labels, wanted)
+
+
+def test_a_frame_that_is_none_is_refused(tmp_path: Path) -> None:
+    mini_slides(tmp_path)
+    write(tmp_path / "frame.txt", ["qupth"])
+    with pytest.raises(ConfigError, match=r"frame\.txt: frame 'qupth': expected one"):
+        load_dataset("slides", tmp_path, options=REGIONS)

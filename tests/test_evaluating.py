@@ -15,14 +15,13 @@ from tests.models import small_model, small_spec
 from tests.test_comparing import images, knowing
 from wsi_pipeline.classes import MaskClass
 from wsi_pipeline.errors import ConfigError, UnknownNameError
-from wsi_pipeline.metrics import bootstrap_interval, mean_iou
+from wsi_pipeline.metrics import bootstrap_interval, by_group, mean_iou
 from wsi_pipeline.models.cards import ModelFolder, write_card
 from wsi_pipeline.models.segmenter import SegmentNet
 from wsi_pipeline.training.comparing import compare_frames
 from wsi_pipeline.training.evaluating import (
     ArmReport,
     SeedScores,
-    by_group,
     evaluate_segmenter,
     markdown,
 )

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from wsi_pipeline import features
 from wsi_pipeline.errors import ConfigError, RegionError
-from wsi_pipeline.features import FeatureFile
+from wsi_pipeline.features import FeatureFile, digest_features
 from wsi_pipeline.geometry import Scale
 
 Arrays = dict[str, NDArray[np.generic]]
@@ -248,6 +248,29 @@ def test_a_file_that_changed_is_refused(write: Callable[..., Path]) -> None:
     write(arrays_of(61))
     with pytest.raises(RegionError, match="has changed: 61 x 5"):
         pick(found, [0, 1, 2])
+
+
+def test_the_digest_is_that_of_all_content_whatever_the_place(tmp_path: Path) -> None:
+    first, second = (
+        write_zarr(tmp_path / name, arrays_of(), {}, 7) for name in ("a.zarr", "b.zarr")
+    )
+    assert digest_features(first) == digest_features(second)
+    chunk = second / "features/c/8/0"  # the last of them
+    chunk.rename(chunk.with_name("1"))  # the same bytes in the same order
+    assert digest_features(first) != digest_features(second)
+
+
+def test_a_file_whose_digest_cannot_be_taken_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with pytest.raises(RegionError, match=r"a\.zarr: no such file of features"):
+        digest_features(tmp_path / "a.zarr")
+    monkeypatch.setattr(features, "sha256_file", refuse)
+    with pytest.raises(RegionError, match=r"a\.zarr: cannot be read.*denied"):
+        digest_features(write_zarr(tmp_path / "a.zarr", arrays_of(), {}, 7))
 
 
 def test_a_file_survives_pickling_for_a_worker(write: Callable[..., Path]) -> None:

@@ -5,7 +5,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsi_pipeline.metrics import bootstrap_interval, confusion, dice, iou, mean_iou
+from wsi_pipeline.metrics import (
+    bootstrap_interval,
+    bootstrap_intervals,
+    confusion,
+    dice,
+    iou,
+    mean_iou,
+)
 
 TRUTH = np.array([[0, 0, 1, 1], [0, 2, 2, 255]], np.uint8)
 FOUND = np.array([[0, 1, 1, 1], [0, 2, 255, 0]], np.uint8)
@@ -81,3 +88,30 @@ def test_interval_covers_the_score_and_repeats_itself() -> None:
     assert one == (mean_iou(counts[0]),) * 2
     with pytest.raises(ValueError, match="at least one"):
         bootstrap_interval(counts[:0], mean_iou)
+
+
+@given(seed=st.integers(0, 1000), k=st.integers(1, 6), flat=st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_bytes_are_counted_as_other_numbers_are(seed: int, k: int, flat: bool) -> None:
+    random = np.random.default_rng(seed)
+    pair = random.choice([*range(k), 255], size=(2, 7, 9))
+    if flat:  # of one value each
+        pair[:] = pair[:, :1, :1]
+    wide = confusion(*pair, k)
+    assert (confusion(*pair.astype(np.uint8), k) == wide).all()
+    for name, at in (("truth", 0), ("prediction", 1)):
+        bad = np.zeros((2, 7, 9), np.int64)
+        bad[at, 3, 3] = k  # one beyond the last class
+        for kind in (np.int64, np.uint8):
+            with pytest.raises(ValueError, match=f"{name} holds .*{k}, expected 0"):
+                confusion(*bad.astype(kind), k)
+
+
+def test_intervals_leave_out_draws_without_the_class() -> None:
+    counts = np.zeros((2, 3, 4), np.int64)
+    counts[:, 0, 0], counts[0, 1, 1], counts[0, 1, 0] = 10, 6, 2
+    low, high = bootstrap_intervals(counts, dice, repeats=50)
+    assert np.isnan([low[2], high[2]]).all()
+    assert low[1] == high[1] == 12 / 14
+    single = [bootstrap_interval(counts, lambda c: float(dice(c)[0]), repeats=50)]
+    assert single == [(low[0], high[0])]

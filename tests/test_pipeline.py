@@ -92,6 +92,7 @@ def test_everything_that_the_design_names_is_there(results):
     }  # fmt: skip
     assert {p.name for p in results.path.parent.iterdir()} == {
         results.slide_id, "run.json", "slides.csv", "report.html", "plans.json",
+        "open_in_qupath.groovy",
     }  # fmt: skip
 
 

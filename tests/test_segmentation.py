@@ -14,8 +14,7 @@ from wsi_pipeline.errors import BudgetError, ModelError, PyramidError
 from wsi_pipeline.geometry import Box, Scale
 from wsi_pipeline.layout import Layout
 from wsi_pipeline.models.cards import ModelFolder
-from wsi_pipeline.models.segmenter import load_segmenter
-from wsi_pipeline.models.segmenting import RegionSegmenter
+from wsi_pipeline.models.segmenting import open_segmenter
 from wsi_pipeline.ngff import Source
 from wsi_pipeline.publishing import list_files, sha256_file
 from wsi_pipeline.pyramid import Pyramid
@@ -202,18 +201,17 @@ def test_a_stored_region_is_what_the_net_says_of_those_pixels(
     store, _ = segment_regions(
         pyramid, choose([(300, 200)]), TISSUE, model, tmp_path / "p", ALL
     )
-    net = load_segmenter(model, "learned", "cpu")
-    segmenter = RegionSegmenter(net, 8)
-    level = segmenter.level_for(128)
-    assert level == 1
-    for region in store:
-        deeper = level + (region.kind == COARSE)
-        part = region.box.scaled_down(2**deeper)
-        pixels = pyramid.read_padded(part, deeper)
-        assert pixels.shape == (3, 64, 64)
-        probabilities, grids = segmenter(pixels[None], deeper)
-        np.testing.assert_array_equal(region.probabilities, probabilities[0])
-        np.testing.assert_array_equal(region.grid, grids[0])
+    with open_segmenter(model, ALL, 128.0) as segmenter:
+        level = segmenter.level_for(128)
+        assert level == 1
+        for region in store:
+            deeper = level + (region.kind == COARSE)
+            part = region.box.scaled_down(2**deeper)
+            pixels = pyramid.read_padded(part, deeper)
+            assert pixels.shape == (3, 64, 64)
+            probabilities, grids = segmenter(pixels[None], deeper)
+            np.testing.assert_array_equal(region.probabilities, probabilities[0])
+            np.testing.assert_array_equal(region.grid, grids[0])
 
 
 def test_strategies_place_nodes_differently(
@@ -257,8 +255,8 @@ def test_a_slide_smaller_than_a_region_is_padded_with_white(
     whole = np.full((3, 128, 128), 255)
     whole[:, :50, :90] = tiny.read_level(Box(0, 0, 90, 50), 0)
     half = whole.reshape(3, 64, 2, 64, 2).sum(axis=(2, 4))
-    segmenter = RegionSegmenter(load_segmenter(model, "learned", "cpu"), 8)
-    expected = segmenter(((half + 2) // 4).astype(np.uint8)[None], 1)
+    with open_segmenter(model, CPU, 128.0) as segmenter:
+        expected = segmenter(((half + 2) // 4).astype(np.uint8)[None], 1)
     np.testing.assert_array_equal(store.get(0).probabilities, expected[0][0])
 
 

@@ -164,7 +164,7 @@ def test_the_choice_in_float64_is_the_same_for_every_batch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     real = scoring.load_selector
-    monkeypatch.setattr(scoring, "load_selector", lambda folder: real(folder).double())
+    monkeypatch.setattr(scoring, "load_selector", lambda *part: real(*part).double())
     grid = grid_of(pyramid)
     reference = select_patches(pyramid, grid, model, CPU)
     with_batch(monkeypatch, batch)

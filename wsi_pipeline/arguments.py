@@ -5,10 +5,12 @@ from typing import Annotated, Any
 
 import typer
 
+from wsi_pipeline.config import AUDIT
 from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.places import Place, as_place, is_url
 
 NETS, TILES, OUTPUT = "Nets and memory", "Pyramid", "GeoJSON"
+DRAWN = "Annotations"
 
 
 def _local(text: str) -> Path:
@@ -31,7 +33,7 @@ Slides = Annotated[
     list[str],
     typer.Argument(
         help="Slides, folders, globs, URLs (s3://, gs://, https://), or one "
-        "samplesheet (sample,slide[,mpp,tissue,label])."
+        "samplesheet (sample,slide[,mpp,tissue,features,label])."
     ),
 ]
 OneSlide = Annotated[
@@ -125,7 +127,15 @@ OmeZarr = Annotated[
 ]
 TissueMask = Annotated[
     Path | None,
-    typer.Option(help="Your own tissue mask, GeoJSON or PNG."),
+    typer.Option(help="Your own tissue mask: PNG, or annotations of QuPath, ..."),
+]
+Features = Annotated[
+    Path | None,
+    typer.Option(
+        help="Features of the slide's patches (.h5, .hdf5, .zarr), for a model that "
+        "reads them: `wsi tissue` takes its patches from there, `wsi select` scores "
+        "them.",
+    ),
 ]
 GpuMemory = Annotated[
     str | None,
@@ -171,7 +181,26 @@ Chunk = Annotated[
 ShuffleSeed = Annotated[
     int | None,
     typer.Option(
-        "--seed", help="--mode ips: seed of the patches' order.", rich_help_panel=NETS
+        "--seed",
+        help="--mode ips: seed of the patches' order; --screen: of the audit.",
+        rich_help_panel=NETS,
+    ),
+]
+Screen = Annotated[
+    str | None,
+    typer.Option(
+        metavar="off|RECALL",
+        help="Reject patches after a coarse look, so many that this share of the top M "
+        "is kept, such as 0.95; 'off' looks at all of them in full.",
+        rich_help_panel=NETS,
+    ),
+]
+Audit = Annotated[
+    int | None,
+    typer.Option(
+        help="--screen: rejected patches that are looked at after all, drawn at "
+        f"random, to estimate what was missed; else {AUDIT}.",
+        rich_help_panel=NETS,
     ),
 ]
 Precision = Annotated[
@@ -229,11 +258,58 @@ Gzip = Annotated[
     bool | None,
     typer.Option("--gzip", help="Write .geojson.gz.", rich_help_panel=OUTPUT),
 ]
+Zip = Annotated[
+    bool | None,
+    typer.Option("--zip", help="Write .geojson.zip.", rich_help_panel=OUTPUT),
+]
+ObjectKind = Annotated[
+    str | None,
+    typer.Option(
+        "--objects",
+        help="What QuPath makes of the objects: 'annotation' (to review and edit) or "
+        "'detection' (to count, very many).",
+        rich_help_panel=OUTPUT,
+    ),
+]
+Group = Annotated[
+    str | None,
+    typer.Option(
+        help="What becomes one annotation: each 'object', or all of a 'class'.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 Detections = Annotated[
     str | None,
     typer.Option(
         help="Patches in attention.geojson: 'all', 'chosen' or 'none'.",
         rich_help_panel=OUTPUT,
+    ),
+]
+ClassMapFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--class-map",
+        help="CSV with the columns drawn,class: what names in annotations mean; no "
+        "class leaves an area out, 'Ignore*' its pixels.",
+        rich_help_panel=DRAWN,
+    ),
+]
+OverlapRule = Annotated[
+    str,
+    typer.Option(
+        "--overlap",
+        help="Of two areas the 'last' in the file wins, the 'smallest', or the one "
+        "whose class is 'listed' last in the class map.",
+        rich_help_panel=DRAWN,
+    ),
+]
+DrawnFrame = Annotated[
+    str,
+    typer.Option(
+        "--frame",
+        help="Where drawn coordinates start: 'auto' (as the file or its program does), "
+        "'qupath' (the scan's bounds), 'level0' or 'halo'.",
+        rich_help_panel=DRAWN,
     ),
 ]
 Json = Annotated[

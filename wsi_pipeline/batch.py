@@ -19,6 +19,7 @@ from wsi_pipeline.errors import (
     SlideError,
     WsiError,
 )
+from wsi_pipeline.exporters.qupath_script import publish_script
 from wsi_pipeline.models.cards import ModelFolder
 from wsi_pipeline.pipeline import final_key, model_facts, run_slide
 from wsi_pipeline.places import Place
@@ -34,7 +35,7 @@ from wsi_pipeline.readers.probe import Prober
 from wsi_pipeline.reporting import RunFacts, row_of, write_report
 from wsi_pipeline.results import NOTICE, Manifest, SlideFolder
 from wsi_pipeline.samplesheet import Entry, list_entries, pick_samples
-from wsi_pipeline.stages import Progress, SlideJob
+from wsi_pipeline.stages import Progress, SlideJob, check_features
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def run_batch(
     ----------
     slides : sequence of Path, UPath or str
         Slides, folders (searched below), glob patterns, URLs, or one ``.csv``
-        samplesheet with the columns ``sample,slide[,mpp,tissue,label]``.
+        samplesheet with the columns ``sample,slide[,mpp,tissue,features,label]``.
     out : Path
         Results folder.
     model : ModelFolder
@@ -150,14 +151,15 @@ def run_batch(
     Returns
     -------
     BatchResult
-        One outcome per file; ``run.json``, ``slides.csv`` and ``report.html`` are
-        written, also when the batch is interrupted.
+        One outcome per file; ``run.json``, ``slides.csv``, ``report.html`` and
+        ``open_in_qupath.groovy`` are written, also when the batch is interrupted.
 
     Raises
     ------
     ConfigError
-        If the samplesheet is wrong, two slides share an id, or an option asks for
-        what is not there (a device, a mask).
+        If the samplesheet is wrong, two slides share an id, an option asks for
+        what is not there (a device, a mask), or a slide has no features for a model
+        that reads them, or has some for one that does not.
     UnknownNameError
         If an option names a format or strategy that is not there.
     SlideError
@@ -170,6 +172,9 @@ def run_batch(
     hooks = hooks or BatchHooks()
     entries = pick_samples(list(list_entries(slides)), only)
     check_config(config, model.card)
+    for entry in entries:
+        if not entry.skip:
+            check_features(model.card, entry.features, entry.slide_id)
     with Workers.of(config.tile) as workers, Prober() as prober:
         make_folder(out)
         worker = _Worker(out, model, config, retry, prober, workers, hooks.stage)
@@ -209,7 +214,9 @@ class _Worker:
             manifest = Manifest(entry.slide_id, name, "", "skipped", entry.skip)
             return Outcome(entry.path, manifest)
         folder = SlideFolder(self.out / entry.slide_id)
-        job = SlideJob(entry.slide_id, entry.path, entry.mpp, entry.tissue)
+        job = SlideJob(
+            entry.slide_id, entry.path, entry.mpp, entry.tissue, entry.features
+        )
         key = ""
         lasting, details = False, b""
         try:
@@ -305,6 +312,7 @@ def _write_run(
     seconds = (ended - started).total_seconds()
     shown = started.strftime("%Y-%m-%d %H:%M UTC")
     write_report(out, rows, _run_facts(model_facts(model), shown, seconds))
+    publish_script(out)
 
 
 def _one_line(text: str) -> str:
@@ -336,6 +344,7 @@ def rewrite_report(out: Path) -> Path:
     seconds = sum(sum(m.seconds.values()) for m in manifests)
     model = next(m.model for m in manifests if m.model)
     write_report(out, rows, _run_facts(model, "", seconds))
+    publish_script(out)
     return out / "report.html"
 
 

@@ -27,6 +27,7 @@ type _Decode = Callable[[bytes, Pixels], Pixels]
 """A chunk's bytes, and room of its shape that may be used, to (3, y, x) pixels."""
 
 _ABSENT = 2**64 - 1
+_ONE_VALUE_BYTES = 64  # zstd says a mebibyte of one value in 54, checksum included
 _DAMAGE = (OSError, RuntimeError, ValueError)
 
 
@@ -41,6 +42,8 @@ class ChunkReader:
         Sides of a chunk and of a shard.
     decode : callable
         Undoes the codec of the chunks.
+    lead : tuple of int
+        Shape of a chunk before rows and columns: (3,), or () for a label.
 
     References
     ----------
@@ -48,9 +51,15 @@ class ChunkReader:
     """
 
     def __init__(
-        self, path: Path, chunk_px: int, shard_px: int, decode: _Decode
+        self,
+        path: Path,
+        chunk_px: int,
+        shard_px: int,
+        decode: _Decode,
+        lead: tuple[int, ...] = (3,),
     ) -> None:
-        self._path, self._decode = path, decode
+        self._folder = path.joinpath("c", *("0" for _ in lead))
+        self._decode, self._shape = decode, (*lead, chunk_px, chunk_px)
         self._chunk_px, self._shard_px = chunk_px, shard_px
 
     @classmethod
@@ -62,7 +71,7 @@ class ChunkReader:
         path : Path or UPath
             Folder of the array.
         array : zarr.Array
-            The same, open.
+            The same, open: (3, y, x) of an image or (y, x) of a label.
         """
         if array.metadata.zarr_format != 3 or not isinstance(path, Path):
             return None
@@ -73,7 +82,8 @@ class ChunkReader:
                 return None
         if decode is None:
             return None
-        return cls(path, array.chunks[-1], array.shards[-1], decode)
+        lead = array.chunks[:-2]
+        return cls(path, array.chunks[-1], array.shards[-1], decode, lead)
 
     def read(self, cells: Iterable[Box], x: int, y: int, out: Pixels) -> None:
         """Read chunks into an array whose first pixel is (x, y) of the level.
@@ -81,8 +91,8 @@ class ChunkReader:
         Parameters
         ----------
         cells : iterable of Box
-            Each a chunk's box on the level's grid, or what of it lies in the image.
-        out : (3, h, w) uint8 array
+            Each a chunk's box on the level's grid, or a part of one.
+        out : (3, h, w) or (h, w) uint8 array
             Holds all cells; pixels outside them are left as they are.
 
         Raises
@@ -90,19 +100,63 @@ class ChunkReader:
         PyramidError
             If a shard is lost or damaged, or lacks one of the chunks.
         """
-        room = np.empty((3, self._chunk_px, self._chunk_px), np.uint8)
+        room = np.empty(self._shape, np.uint8)
+        side = self._chunk_px
+
+        def place(cell: Box, data: bytes) -> bool:
+            planes = self._decode(data, room)
+            to = cell.shift(-x, -y)
+            part = Box(cell.x % side, cell.y % side, cell.w, cell.h)
+            out[..., to.rows, to.columns] = planes[..., part.rows, part.columns]
+            return True
+
+        self._visit(cells, place)
+
+    def values(self, cells: Iterable[Box]) -> set[int] | None:
+        """Values of chunks that hold one value each; None if any holds more.
+
+        Told by the length of their bytes, so that hardly any are decoded.
+
+        Parameters
+        ----------
+        cells : iterable of Box
+            As for `read`.
+
+        Raises
+        ------
+        PyramidError
+            As for `read`.
+        """
+        room = np.empty(self._shape, np.uint8)
+        known: dict[bytes, int] = {}
+
+        def is_even(_: Box, data: bytes) -> bool:
+            if len(data) > _ONE_VALUE_BYTES:
+                return False
+            if data not in known:
+                pixels = self._decode(data, room)
+                if pixels.min() != pixels.max():
+                    return False
+                known[data] = int(pixels.flat[0])
+            return True
+
+        return set(known.values()) if self._visit(cells, is_even) else None
+
+    def _visit(self, cells: Iterable[Box], use: Callable[[Box, bytes], bool]) -> bool:
+        """Call `use` with each cell and its chunk's bytes; stop where it says no."""
         for shard, inside in groupby(sorted(cells, key=self._order), self._shard_of):
-            file = self._path / "c" / "0" / str(shard[0]) / str(shard[1])
+            file = self._folder / str(shard[0]) / str(shard[1])
             try:
                 with _Shard(file, self._shard_px // self._chunk_px) as chunks:
-                    for cell in inside:
-                        planes = self._decode(chunks.get(*self._place(cell)), room)
-                        to = cell.shift(-x, -y)
-                        out[:, to.rows, to.columns] = planes[:, : cell.h, : cell.w]
+                    if not all(
+                        use(cell, chunks.get(*self._place(cell))) for cell in inside
+                    ):
+                        return False
             except _DAMAGE as error:
                 raise PyramidError(
                     f"{file}: damaged, cannot be read: {error}"
                 ) from error
+        return True
 
     def _shard_of(self, cell: Box) -> tuple[int, int]:
         return cell.y // self._shard_px, cell.x // self._shard_px

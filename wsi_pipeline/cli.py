@@ -1,7 +1,9 @@
 """The command `wsi`: parse, call, print, exit code; no logic of its own."""
 
+import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +11,7 @@ import typer
 
 from wsi_pipeline.arguments import (
     AnyOut,
+    Audit,
     Chunk,
     Codec,
     Compile,
@@ -16,9 +19,11 @@ from wsi_pipeline.arguments import (
     Coverage,
     Detections,
     Device,
+    Features,
     Folder,
     Frame,
     GpuMemory,
+    Group,
     Gzip,
     JpegQuality,
     Json,
@@ -27,12 +32,14 @@ from wsi_pipeline.arguments import (
     Mode,
     ModelName,
     Mpp,
+    ObjectKind,
     OmeZarr,
     OneSlide,
     Out,
     Precision,
     Queue,
     Scheduler,
+    Screen,
     ShuffleSeed,
     Simplify,
     Slides,
@@ -41,6 +48,7 @@ from wsi_pipeline.arguments import (
     TissueMask,
     TopM,
     Workers,
+    Zip,
 )
 from wsi_pipeline.config import RunConfig
 from wsi_pipeline.console import print_json, terminal_of
@@ -49,7 +57,6 @@ from wsi_pipeline.workbench import tools
 
 # the root of typer's usage errors, which it gives no public name
 _UsageProblem: type[typer.BadParameter] = typer.BadParameter.__mro__[2]
-
 _INTERRUPTED = 130
 
 app = typer.Typer(
@@ -130,6 +137,8 @@ def run(
     mode: Mode = None,
     chunk: Chunk = None,
     seed: ShuffleSeed = None,
+    screen: Screen = None,
+    audit: Audit = None,
     precision: Precision = None,
     compile_: Compile = None,
     queue: Queue = None,
@@ -146,6 +155,9 @@ def run(
     simplify_um: Simplify = None,
     frame: Frame = None,
     gzip: Gzip = None,
+    zip_: Zip = None,
+    group: Group = None,
+    objects: ObjectKind = None,
     detections: Detections = None,
     as_json: Json = False,
 ) -> None:
@@ -160,15 +172,18 @@ def run(
         .updated("tissue", mask=tissue_mask)
         .updated("select", top_m=top_m, gpu_memory=gpu_memory, memory=memory)
         .updated("select", device=device, precision=precision, compile=compile_)
-        .updated("select", mode=mode, chunk=chunk, seed=seed, queue=queue)
+        .updated("select", queue=queue)
+        .updated(
+            "select", mode=mode, chunk=chunk, seed=seed, screen=screen, audit=audit
+        )
         .updated("segment", coverage=coverage, strategy=strategy, device=device)
         .updated("segment", gpu_memory=gpu_memory, memory=memory)
         .updated("stitch", keep_predictions=keep_predictions)
-        .updated("tile", target_mpp=_target(target_mpp), workers=workers)
-        .updated("tile", scheduler=scheduler, codec=codec, ome_zarr=ome_zarr)
-        .updated("tile", jpeg_quality=jpeg_quality)
+        .updated("tile", target_mpp=target_mpp, workers=workers, scheduler=scheduler)
+        .updated("tile", codec=codec, ome_zarr=ome_zarr, jpeg_quality=jpeg_quality)
         .updated("export", simplify_um=simplify_um, frame=frame, gzip=gzip)
-        .updated("export", detections=detections)
+        .updated("export", detections=detections, zip=zip_)
+        .updated("export", group=group, objects=objects)
     )
     from wsi_pipeline.models.cards import find_model
 
@@ -204,9 +219,8 @@ def tile(
     """Stream a slide into an OME-Zarr pyramid: OUT/<slide id>/slide.ome.zarr."""
     settings = (
         _config(config, model=model, mpp=mpp)
-        .updated("tile", target_mpp=_target(target_mpp), workers=workers)
-        .updated("tile", scheduler=scheduler, codec=codec, ome_zarr=ome_zarr)
-        .updated("tile", jpeg_quality=jpeg_quality)
+        .updated("tile", target_mpp=target_mpp, workers=workers, scheduler=scheduler)
+        .updated("tile", codec=codec, ome_zarr=ome_zarr, jpeg_quality=jpeg_quality)
     )
     from wsi_pipeline.cluster import Workers
     from wsi_pipeline.models.cards import find_model
@@ -232,10 +246,11 @@ def tissue(
     model: ModelName = None,
     config: ConfigFile = None,
     tissue_mask: TissueMask = None,
+    features: Features = None,
 ) -> None:
     """Find the tissue and lay the grid of patches."""
     settings = _config(config, model=model).updated("tissue", mask=tissue_mask)
-    _stage("tissue", _slide_run(folder, settings))
+    _stage("tissue", _slide_run(folder, settings), features=features)
 
 
 @app.command()
@@ -243,10 +258,13 @@ def select(
     folder: Folder,
     model: ModelName = None,
     config: ConfigFile = None,
+    features: Features = None,
     top_m: TopM = None,
     mode: Mode = None,
     chunk: Chunk = None,
     seed: ShuffleSeed = None,
+    screen: Screen = None,
+    audit: Audit = None,
     precision: Precision = None,
     compile_: Compile = None,
     queue: Queue = None,
@@ -255,6 +273,7 @@ def select(
     device: Device = None,
     frame: Frame = None,
     gzip: Gzip = None,
+    zip_: Zip = None,
     detections: Detections = None,
 ) -> None:
     """Score all patches with the IPS transformer and choose the top M."""
@@ -262,11 +281,14 @@ def select(
         _config(config, model=model)
         .updated("select", top_m=top_m, gpu_memory=gpu_memory, memory=memory)
         .updated("select", device=device, precision=precision, compile=compile_)
-        .updated("select", mode=mode, chunk=chunk, seed=seed, queue=queue)
-        .updated("export", frame=frame, gzip=gzip, detections=detections)
+        .updated("select", queue=queue)
+        .updated(
+            "select", mode=mode, chunk=chunk, seed=seed, screen=screen, audit=audit
+        )
+        .updated("export", frame=frame, gzip=gzip, zip=zip_, detections=detections)
     )
     slide_run = _slide_run(folder, settings)
-    _stage("select", slide_run)
+    _stage("select", slide_run, features=features)
     from wsi_pipeline.stages.detections import publish_detections
 
     for path in publish_detections(slide_run):
@@ -315,13 +337,17 @@ def export(
     simplify_um: Simplify = None,
     frame: Frame = None,
     gzip: Gzip = None,
+    zip_: Zip = None,
+    group: Group = None,
+    objects: ObjectKind = None,
     detections: Detections = None,
 ) -> None:
     """Write the mask as GeoJSON that QuPath opens, and the manifest."""
     settings = (
         _config(config, model=model)
         .updated("export", simplify_um=simplify_um, frame=frame, gzip=gzip)
-        .updated("export", detections=detections)
+        .updated("export", detections=detections, zip=zip_)
+        .updated("export", group=group, objects=objects)
     )
     slide_run = _slide_run(folder, settings)
     _stage("export", slide_run)
@@ -336,6 +362,9 @@ app.add_typer(tools)
 def main() -> None:
     """Entry point: errors become one line on standard error and an exit code."""
     signal.signal(signal.SIGTERM, _terminate)
+    # before torch is loaded: threads that wait then sleep instead of spinning, which
+    # halves the time of a run on cores that others use too
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         code = app(standalone_mode=False)
         if code == _INTERRUPTED:  # typer turns Ctrl-C into this code
@@ -348,8 +377,7 @@ def main() -> None:
     except WsiError as error:
         _fail(str(error), 1)
     except KeyboardInterrupt:
-        words = "interrupted; what is finished is kept, run again to go on"
-        _fail(words, _INTERRUPTED)
+        _fail("interrupted; what is finished is kept, run again to go on", _INTERRUPTED)
 
 
 def _fail(message: str, code: int) -> None:
@@ -369,13 +397,6 @@ def _config(
     return config.updated(None, model=model, mpp=mpp)
 
 
-def _target(text: str | None) -> float | str | None:
-    try:
-        return float(text) if text not in (None, "native") else text
-    except ValueError:
-        return text
-
-
 def _slide_run(folder: Path, config: RunConfig) -> Any:  # Any: loads nothing heavy here
     from wsi_pipeline.models.cards import find_model
     from wsi_pipeline.results import SlideFolder
@@ -384,12 +405,12 @@ def _slide_run(folder: Path, config: RunConfig) -> Any:  # Any: loads nothing he
     return SlideRun(SlideFolder(folder), config, find_model(config.model))
 
 
-def _stage(verb: str, slide_run: Any) -> None:  # Any: see _slide_run
-    from dataclasses import replace
-
+def _stage(verb: str, slide_run: Any, features: Path | None = None) -> None:
+    # Any: see _slide_run
     from wsi_pipeline.pipeline import run_stage
 
     with terminal_of() as terminal:
-        record = run_stage(verb, replace(slide_run, progress=terminal.stage))
+        given = replace(slide_run, progress=terminal.stage, features=features)
+        record = run_stage(verb, given)
     for name in record.outputs:
         print(slide_run.folder.place / name)

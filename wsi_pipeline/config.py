@@ -14,47 +14,17 @@ from pydantic import (
     ByteSize,
     ConfigDict,
     Field,
-    PlainValidator,
-    TypeAdapter,
     ValidationError,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
+from wsi_pipeline.amounts import MemoryAmount, Recall
 from wsi_pipeline.errors import ConfigError
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
-_LEAST_MEMORY = 1 << 20
-_SIZE = TypeAdapter(ByteSize)
-
-
-def _parse_memory(value: object) -> int | float:
-    """Bytes as an int, a share of the device's memory as a float."""
-    text = str(value).strip()
-    try:
-        if text.isdecimal() or text[-1:].isalpha():  # "2147483648" or "2GiB"
-            size = int(text) if text.isdecimal() else int(_SIZE.validate_python(text))
-            if size >= _LEAST_MEMORY:
-                return size
-        else:
-            share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-            if 0 < share <= 1:
-                return share
-    except ValueError:  # pydantic's ValidationError is one
-        pass
-    raise PydanticCustomError(
-        "memory",
-        "expected 1 MiB or more, in bytes or with a unit (5GiB), or a share of the "
-        "device's memory (0.5 or 50%; all of it is 100%, as 1 could be a byte)",
-    )
-
-
-MemoryAmount = Annotated[int | float, PlainValidator(_parse_memory)]
-"""Memory of a device: an int is bytes, a float in (0, 1] a share of all there is.
-
-Text in all three forms is read; what it becomes is what JSON holds and gives back.
-"""
+AUDIT = 256
+"""Patches that an audit draws where nothing else is said."""
 
 
 class Options(BaseModel):
@@ -157,7 +127,15 @@ class TissueOptions(Options):
         0.05, ge=0, le=1, description="share of tissue that makes a patch count"
     )
     mask: Path | None = Field(
-        None, description="your own tissue mask, GeoJSON or PNG, instead of the finder"
+        None,
+        description="your own tissue mask instead of the finder: a PNG, or annotations "
+        "(GeoJSON, ImageScope or ASAP XML, HALO, Darwin)",
+    )
+    mask_frame: Literal["auto", "qupath", "level0", "halo"] = Field(
+        "auto",
+        description="where coordinates of such annotations start: as their file or "
+        "format says; at the corner of the scan's bounds, as in QuPath; at that of "
+        "level 0; or as in HALO on MIRAX slides",
     )
 
 
@@ -204,7 +182,21 @@ class SelectOptions(NetOptions):
         description="mode ips: patches that meet the buffer at a time; left out, M",
     )
     seed: int | None = Field(
-        None, ge=0, description="mode ips: seed of the patches' order; left out, 0"
+        None,
+        ge=0,
+        description="mode ips: seed of the patches' order; with a screen, of its "
+        "audit; left out, 0",
+    )
+    screen: Recall = Field(
+        "off",
+        description="recall of the top M, such as 0.95, for which a coarse screen "
+        "rejects as many patches as it may; off: all are looked at in full",
+    )
+    audit: int | None = Field(
+        None,
+        ge=1,
+        description="with a screen: rejected patches that are looked at in full, "
+        f"drawn at random, to estimate what was missed; left out, {AUDIT}",
     )
     compile: bool = Field(
         False,
@@ -219,9 +211,19 @@ class SelectOptions(NetOptions):
 
     @model_validator(mode="after")
     def _fitting(self) -> Self:
-        if self.mode != "ips" and (self.chunk is not None or self.seed is not None):
+        screened = self.screen != "off"
+        if self.mode == "full" and screened:
             raise ValueError(
-                f"chunk and seed belong to mode ips, the mode is {self.mode}"
+                "mode full judges the slide by all patches, a screen leaves most of "
+                "them out; set screen = off, or mode exact or ips"
+            )
+        if self.audit is not None and not screened:
+            raise ValueError("audit belongs to a screen, and screen is off")
+        seed = None if screened else self.seed
+        if self.mode != "ips" and (self.chunk is not None or seed is not None):
+            raise ValueError(
+                "chunk and seed belong to mode ips, seed to a screen as well; the mode "
+                f"is {self.mode}"
             )
         return self
 
@@ -271,12 +273,34 @@ class ExportOptions(Options):
         "the full level 0",
     )
     gzip: bool = Field(False, description="write .geojson.gz")
+    zip: bool = Field(False, description="write .geojson.zip")
+    group: Literal["object", "class"] = Field(
+        "object",
+        description="what becomes one annotation: each object, to be edited alone, or "
+        "all of a class, to be looked at",
+    )
+    objects: Literal["annotation", "detection"] = Field(
+        "annotation",
+        description="what QuPath makes of the objects: annotations, to be reviewed and "
+        "edited, or detections, of which it shows and counts many more",
+    )
     detections: Literal["all", "chosen", "none"] = Field(
         "all",
         description="patches in attention.geojson, 320 bytes each (55 with gzip): all, "
         "so that QuPath can colour the whole tissue by attention; the chosen ones; or "
         "none and no file",
     )
+
+    @model_validator(mode="after")
+    def _packed_once(self) -> Self:
+        if self.gzip and self.zip:
+            raise ValueError("gzip and zip are both on; choose one")
+        return self
+
+    @property
+    def ending(self) -> str:
+        """What the names of GeoJSON files end with, besides .geojson."""
+        return ".gz" if self.gzip else ".zip" if self.zip else ""
 
 
 class RunConfig(Options):

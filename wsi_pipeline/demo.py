@@ -122,8 +122,8 @@ def write_truthful_slide(
 
     Notes
     -----
-    Memory: painting is flat; the outlines of all objects are held at once, about
-    0.9 GB per gigapixel.
+    Memory: painting is flat; the outlines of objects that go on beyond what was
+    traced are held, 30 bytes per vertex.
     """
     slide = write_slide(path, workers=workers or cpu_count(), **options)
     if not geojson:

@@ -11,6 +11,7 @@ are understood, with 10 / magnification um/px, as TRIDENT has it. CLAM's feature
 no attributes.
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.errors import ConfigError, RegionError
 from wsi_pipeline.geometry import Scale
+from wsi_pipeline.publishing import list_files, sha256_file
 from wsi_pipeline.regions import PatchGrid
 from wsi_pipeline.registry import Registry
 
@@ -257,6 +259,24 @@ class _Rows:
         """Rows from `start` to before `stop`."""
         lead = (0,) * (self.array.ndim - 2)
         return np.asarray(self.array[(*lead, slice(start, stop))])
+
+
+def digest_features(path: Path) -> str:
+    """sha256 over a file, or over the names and contents of a Zarr group's files, hex.
+
+    Raises
+    ------
+    RegionError
+        If it is missing or cannot be read.
+    """
+    if not path.exists():
+        raise RegionError(f"{path}: no such file of features")
+    try:
+        files = [path] if path.is_file() else list(list_files(path))
+        found = [(str(file.relative_to(path)), sha256_file(file)) for file in files]
+    except OSError as error:
+        raise RegionError(f"{path}: cannot be read: {error}") from error
+    return hashlib.sha256(repr(found).encode()).hexdigest()
 
 
 @contextmanager

@@ -200,6 +200,8 @@ def heat_map_documents(
     step_px: int,
     first_px: float,
     sizes: Sequence[tuple[int, int]],
+    *,
+    screened: bool = False,
 ) -> dict[str, bytes]:
     """Metadata files of a heat map over a slide: one float channel, 0 to 1.
 
@@ -214,6 +216,8 @@ def heat_map_documents(
         slide's first.
     sizes : sequence of tuple of int
         (width, height) per level.
+    screened : bool
+        Whether patches were left out.
 
     Returns
     -------
@@ -234,7 +238,8 @@ def heat_map_documents(
         "source": source.to_json(),
         "step_px": step_px,
         "level_sizes_px": [list(size) for size in sizes],
-        "value": "share of the patches that score no more; 0 = no patch",
+        "value": "share of the patches that score no more; 0 = no patch"
+        + "; -1 = not examined" * screened,
     }
     return _documents(version, words, {"wsi_pipeline": own})
 

@@ -13,6 +13,7 @@ import orjson
 from wsi_pipeline.cluster import Workers
 from wsi_pipeline.config import Options, RunConfig
 from wsi_pipeline.errors import ConfigError, RegionError, SlideError
+from wsi_pipeline.features import digest_features
 from wsi_pipeline.models.cards import ModelFolder
 from wsi_pipeline.places import Place, reaching, version_of
 from wsi_pipeline.process import peak_resident_bytes, reset_peaks
@@ -25,7 +26,13 @@ from wsi_pipeline.results import (
     checksums,
     size_of,
 )
-from wsi_pipeline.stages import STAGES, Progress, SlideJob, SlideRun
+from wsi_pipeline.stages import (
+    STAGES,
+    Progress,
+    SlideJob,
+    SlideRun,
+    check_features,
+)
 
 VERBS = STAGES.names()
 # Options that change speed and memory, and results by rounding at most.
@@ -73,7 +80,16 @@ def run_slide(
     for leftover in (folder.path, folder.pyramid / "labels"):
         remove(leftover / STAGING)  # of a run that was killed
     with nullcontext(workers) if workers else Workers.of(config.tile) as tilers:
-        run = SlideRun(folder, config_of(job, config), model, job, progress, tilers)
+        run = SlideRun(
+            folder,
+            config_of(job, config),
+            model,
+            job,
+            progress,
+            tilers,
+            job.features,
+        )
+        run.open_features()  # what is wrong with them shows before hours of tiling
         for verb in VERBS:
             run_stage(verb, run)
     remove(folder.path / "error.txt")
@@ -121,16 +137,20 @@ def run_stage(verb: str, run: SlideRun) -> StageRecord:
     Raises
     ------
     RegionError
-        If the stage before it has not been published.
+        If the stage before it has not been published, or patches were laid for other
+        features.
     """
+    features = None
     if verb != VERBS[0]:
         before = VERBS[: VERBS.index(verb)]
-        upstream = _chain(run, before)[before[-1]].key
+        records = _chain(run, before)
+        upstream = records[before[-1]].key
+        features = _features_sha256(verb, run, records)
     elif run.job is None:
         raise ConfigError("tiling needs a slide")
     else:
         upstream = fingerprint(run.job, run.config)
-    key = stage_key(verb, upstream, run.config, run.model)
+    key = stage_key(verb, upstream, run.config, run.model, features_sha256=features)
     record = run.folder.record(verb)
     if record and record.key == key and _is_published(run, record):
         return record
@@ -150,6 +170,23 @@ def run_stage(verb: str, run: SlideRun) -> StageRecord:
     )
     run.folder.publish_record(record)
     return record
+
+
+def _features_sha256(
+    verb: str, run: SlideRun, records: Mapping[str, StageRecord]
+) -> str | None:
+    """Of the features that a stage reads; refuses others than those of the patches."""
+    if verb not in ("tissue", "select"):
+        return None
+    check_features(run.need_model().card, run.features, run.folder.slide_id)
+    found = digest_features(run.features) if run.features else None
+    if verb == "select" and found != records["tissue"].facts.get("features_sha256"):
+        given = f"--features {run.features}" if run.features else "no --features"
+        raise RegionError(
+            f"{run.folder.place}: its patches were laid with other features than are "
+            f"given now ({given}), or the file has changed; run `wsi tissue` again"
+        )
+    return found
 
 
 def _require(run: SlideRun, verb: str) -> StageRecord:
@@ -175,8 +212,9 @@ def _chain(run: SlideRun, verbs: Sequence[str]) -> dict[str, StageRecord]:
         if records:  # tiling has no stage before it
             config = _config_of(run, {verb: record})
             last = records[verbs[len(records) - 1]]
-            mask = record.facts.get("mask_sha256")
-            if record.key != stage_key(verb, last.key, config, run.model, mask):
+            mask, features = map(record.facts.get, ("mask_sha256", "features_sha256"))
+            key = stage_key(verb, last.key, config, run.model, mask, features)
+            if record.key != key:
                 raise RegionError(
                     f"{run.folder.path}: the results of {verb!r} were not made from "
                     f"those of {last.verb!r} with this model; run `wsi {verb}` again"
@@ -205,9 +243,10 @@ def _is_published(run: SlideRun, record: StageRecord) -> bool:
 def final_key(job: SlideJob, model: ModelFolder, config: RunConfig) -> str:
     """Key that the manifest of a finished slide must hold to be used again."""
     config = config_of(job, config)
+    features = digest_features(job.features) if job.features else None
     key = fingerprint(job, config)
     for verb in VERBS:
-        key = stage_key(verb, key, config, model)
+        key = stage_key(verb, key, config, model, features_sha256=features)
     return key
 
 
@@ -244,6 +283,7 @@ def stage_key(
     config: RunConfig,
     model: ModelFolder | None,
     mask_sha256: str | None = None,
+    features_sha256: str | None = None,
 ) -> str:
     """sha256 over all that decides a stage's outputs.
 
@@ -259,6 +299,8 @@ def stage_key(
         Its card counts as far as the stage uses it.
     mask_sha256 : str, optional
         Of the tissue mask that was used, where the file may be gone.
+    features_sha256 : str, optional
+        Of the features whose patches the stage "tissue" lays.
 
     Raises
     ------
@@ -275,13 +317,23 @@ def stage_key(
             {
                 "tile": card.finest_mpp,
                 "tissue": [card.selector.mpp, card.selector.patch_px],
-                "select": card.selector.model_dump(mode="json"),
+                "select": _selecting(config, model),
                 "segment": card.segmenter and card.segmenter.model_dump(mode="json"),
             }.get(verb, [card.name, card.version, model_facts(model)["classes"]])
         )
     if mask is not None:
         parts.append(mask_sha256 or mask_digest(Path(mask)))
+    if features_sha256 is not None and verb == "tissue":
+        parts.append({"features": features_sha256})
     return _digest(parts)
+
+
+def _selecting(config: RunConfig, model: ModelFolder) -> Any:  # Any: JSON values
+    """What of a model decides which patches are chosen."""
+    selector = model.card.selector.model_dump(mode="json")
+    if config.select.screen == "off":
+        return selector
+    return [selector, model.card.need_screen().model_dump(mode="json")]
 
 
 def mask_digest(mask: Path) -> str:

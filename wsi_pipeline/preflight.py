@@ -16,7 +16,11 @@ def check_config(config: RunConfig, card: ModelCard) -> None:
         If the device or the tissue mask is not there.
     UnknownNameError
         If there is no such export format, or the model has no such strategy.
+    ModelError
+        If the model has no screen and one is to be used.
     """
+    if config.select.screen != "off":
+        card.need_screen()
     arms = card.need_segmenter().architecture.get("strategies", ())
     if config.segment.strategy not in arms:
         raise UnknownNameError(

@@ -8,7 +8,6 @@ from typing import Any, Self
 import numpy as np
 import orjson
 import pyarrow as pa
-import pyarrow.parquet as pq
 import zarr
 from numpy.typing import NDArray
 from PIL import Image
@@ -17,6 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 from wsi_pipeline.errors import RegionError
 from wsi_pipeline.geometry import Box, Scale
 from wsi_pipeline.layout import STRICT
+from wsi_pipeline.tables import column, read_table, write_table
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class PatchGrid:
 
     def save(self, path: Path) -> None:
         """Write a Parquet table: patch, x, y, tissue."""
-        _write_table(path, self.columns(), self.header())
+        write_table(path, self.columns(), self.header())
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -153,18 +153,18 @@ class PatchGrid:
         RegionError
             If the file is no such table.
         """
-        table, header = _read_table(path)
+        table, header = read_table(path)
         return cls._of(table, header)
 
     @classmethod
     def _of(cls, table: pa.Table, header: dict[str, Any]) -> Self:
-        corners = np.stack([_column(table, "x"), _column(table, "y")], axis=1)
+        corners = np.stack([column(table, "x"), column(table, "y")], axis=1)
         return cls(
             corners.astype(np.int64),
             int(header["size_px"]),
             int(header["patch_px"]),
             float(header["mpp"]),
-            _column(table, "tissue").astype(np.float32),
+            column(table, "tissue").astype(np.float32),
         )
 
 
@@ -177,16 +177,23 @@ class Selection:
     grid : PatchGrid
         The n patches.
     logits : (n, C) float32 array
-        Attention logit per channel (head x query token).
+        Attention logit per channel (head x query token); NaN where not examined.
     score : (n,) float64 array
         Attention averaged over channels after a softmax over all n patches; sums to 1.
+        With weights an estimate of it, which sums to 1 when each patch counts with its
+        weight; NaN where not examined.
     rank : (n,) int64 array
-        0 = most salient; ties go to the lower patch id.
+        0 = most salient; ties go to the lower patch id. Those that were not examined
+        come last, by id.
     chosen : (n,) bool array
         The top M.
     facts : dict
         What was planned and measured (mode, M, batch, memory), JSON values only; not
         saved with the table, whose bytes must not depend on them.
+    weight : (n,) float64 array, optional
+        Left out, all patches were examined. Else, after a screening, how many patches
+        each one stands for in estimates: 0 if it was not examined, 1 if the screen
+        kept it, more if it was drawn at random from those that the screen rejected.
     """
 
     grid: PatchGrid
@@ -195,6 +202,14 @@ class Selection:
     rank: NDArray[np.int64]
     chosen: NDArray[np.bool_]
     facts: dict[str, Any] = field(default_factory=dict)
+    weight: NDArray[np.float64] | None = None
+
+    @property
+    def examined(self) -> NDArray[np.bool_]:
+        """(n,) whether a patch was scored; the others were left out by a screening."""
+        if self.weight is None:
+            return np.ones(len(self.grid), np.bool_)
+        return self.weight > 0
 
     @property
     def captured_mass(self) -> float:
@@ -203,20 +218,35 @@ class Selection:
 
     @property
     def percentile(self) -> NDArray[np.float64]:
-        """(n,) share of the patches that score no more than each, above 0 to 1."""
-        ordered = np.sort(self.score)
-        return np.searchsorted(ordered, self.score, side="right") / len(ordered)
+        """(n,) share of the patches that score no more than each, above 0 to 1.
+
+        With weights an estimate; NaN where not examined.
+        """
+        seen = self.examined
+        score = self.score[seen]
+        order = np.argsort(score, kind="stable")
+        weight = np.ones(len(score)) if self.weight is None else self.weight[seen]
+        total = np.cumsum(weight[order])
+        last = np.searchsorted(score[order], score, side="right") - 1
+        share = np.full(len(seen), np.nan)
+        share[seen] = np.minimum(total[last] / len(seen), 1)  # 1 but for rounding
+        return share
 
     def save(self, path: Path) -> None:
-        """Write a Parquet table: the grid's columns, score, rank, chosen, logit_c."""
+        """Write a Parquet table: the grid's columns, score, rank, chosen, logit_c.
+
+        After a screening, weight too.
+        """
         columns = self.grid.columns() | {
             "score": self.score,
             "rank": self.rank,
             "chosen": self.chosen,
         }
+        if self.weight is not None:
+            columns["weight"] = self.weight
         for channel in range(self.logits.shape[1]):
             columns[f"logit_{channel}"] = self.logits[:, channel]
-        _write_table(path, columns, self.grid.header())
+        write_table(path, columns, self.grid.header())
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -227,16 +257,18 @@ class Selection:
         RegionError
             If the file is no such table.
         """
-        table, header = _read_table(path)
+        table, header = read_table(path)
         names = [name for name in table.column_names if name.startswith("logit_")]
+        screened = "weight" in table.column_names
         if "chosen" not in table.column_names or not names:
             raise RegionError(f"{path}: no selection; `wsi select` writes one")
         return cls(
             PatchGrid._of(table, header),
-            np.stack([_column(table, name) for name in names], axis=1),
-            _column(table, "score"),
-            _column(table, "rank"),
-            _column(table, "chosen"),
+            np.stack([column(table, name) for name in names], axis=1),
+            column(table, "score"),
+            column(table, "rank"),
+            column(table, "chosen"),
+            weight=column(table, "weight") if screened else None,
         )
 
 
@@ -365,27 +397,3 @@ def _array(group: zarr.Group, name: str) -> Any:  # Any: zarr's indexing is unty
     # a chunk that was lost must not read as a region of probability 0
     array: Any = group[name]
     return array.with_config(STRICT)
-
-
-def _write_table(
-    path: Path, columns: dict[str, NDArray[Any]], header: dict[str, Any]
-) -> None:
-    table = pa.table(columns).replace_schema_metadata(
-        {"wsi_pipeline": orjson.dumps(header, option=orjson.OPT_SORT_KEYS)}
-    )
-    pq.write_table(table, path, compression="zstd")
-
-
-def _read_table(path: Path) -> tuple[pa.Table, dict[str, Any]]:
-    try:
-        table = pq.read_table(path)
-        return table, orjson.loads((table.schema.metadata or {})[b"wsi_pipeline"])
-    except (OSError, pa.ArrowInvalid, KeyError) as error:
-        raise RegionError(f"{path}: no table of patches ({error})") from error
-
-
-def _column(table: pa.Table, name: str) -> NDArray[Any]:
-    try:
-        return np.asarray(table.column(name).to_numpy())
-    except KeyError as error:
-        raise RegionError(f"the table has no column {name!r}") from error

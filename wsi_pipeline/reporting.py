@@ -256,6 +256,13 @@ def _attention(facts: Mapping[str, Any]) -> Attention:
     ]
     if facts["downgrades"]:
         words.append(f"fewer at a time {len(facts['downgrades'])} times, out of memory")
+    if screen := facts.get("screen"):
+        missed = screen["missed"]
+        words.append(
+            f"{screen['kept'] + screen['audited']} in full after a coarse look at all "
+            f"for a recall of {screen['recall']:g}; of the best {facts['top_m']} about "
+            f"{missed['estimate']:g} missed ({missed['low']} to {missed['high']})"
+        )
     return Attention(
         facts["patches"],
         facts["chosen"],

@@ -30,6 +30,8 @@ class Entry:
         um/px of level 0 from the samplesheet.
     tissue : Path, optional
         The user's tissue mask from the samplesheet.
+    features : Path, optional
+        Features of the slide's patches, from the samplesheet.
     """
 
     path: Place
@@ -37,6 +39,7 @@ class Entry:
     skip: str = ""
     mpp: float | None = None
     tissue: Path | None = None
+    features: Path | None = None
 
 
 def list_entries(slides: Sequence[Place | str]) -> Iterator[Entry]:
@@ -104,14 +107,16 @@ def pick_samples(entries: list[Entry], only: Sequence[str]) -> list[Entry]:
 
 
 def read_samplesheet(path: Path) -> list[Entry]:
-    """Read ``sample,slide[,mpp,tissue,label]``: URLs, or paths relative to the sheet.
+    """Read ``sample,slide[,mpp,tissue,features,label]``: a row per slide.
+
+    Slides are URLs, or paths relative to the sheet as tissue masks and features are.
 
     Raises
     ------
     ConfigError
         If a column is missing or unknown, or a value is wrong; names the line.
     """
-    known = {"sample", "slide", "mpp", "tissue", "label"}
+    known = {"sample", "slide", "mpp", "tissue", "features", "label"}
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -122,7 +127,7 @@ def read_samplesheet(path: Path) -> list[Entry]:
         if not {"sample", "slide"} <= columns or not columns <= known:
             raise ConfigError(
                 f"{path}: columns are {sorted(columns)}, expected sample,slide and "
-                "optionally mpp,tissue,label"
+                "optionally mpp,tissue,features,label"
             )
         rows = list(reader)
     entries = []
@@ -136,18 +141,27 @@ def read_samplesheet(path: Path) -> list[Entry]:
                 f"{where}: sample {sample!r}; expected letters, digits, '.', '_', '-', "
                 "not starting with '.'"
             )
-        mask = path.parent / row["tissue"] if row.get("tissue") else None
-        if mask is not None and not mask.is_file():
-            raise ConfigError(f"{where}: no such tissue mask: {mask}")
         entries.append(
             Entry(
                 as_place(slide) if is_url(slide) else path.parent / slide,
                 sample,
                 mpp=_positive(row.get("mpp"), where),
-                tissue=mask,
+                tissue=_named(path, row.get("tissue"), where, "tissue mask"),
+                features=_named(path, row.get("features"), where, "file of features"),
             )
         )
     return entries
+
+
+def _named(sheet: Path, cell: str | None, where: str, what: str) -> Path | None:
+    """The file that a cell names, if it names one."""
+    name = (cell or "").strip()
+    if not name:
+        return None
+    file = sheet.parent / name
+    if not file.exists():
+        raise ConfigError(f"{where}: no such {what}: {file}")
+    return file
 
 
 def _positive(text: str | None, where: str) -> float | None:

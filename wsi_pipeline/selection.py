@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_pipeline.auditing import estimate_misses
 from wsi_pipeline.config import SelectOptions
-from wsi_pipeline.errors import RegionError
+from wsi_pipeline.errors import ConfigError, RegionError
 from wsi_pipeline.feeding import Ids, PatchSource, PyramidSource
 from wsi_pipeline.geometry import Scale
 from wsi_pipeline.models.cards import ModelFolder, SelectorCard
@@ -20,8 +21,7 @@ from wsi_pipeline.models.scoring import open_scorer, settle
 from wsi_pipeline.pyramid import Pyramid
 from wsi_pipeline.regions import PatchGrid, Selection
 from wsi_pipeline.resuming import Done, LogitJournal
-
-type Tick = Callable[[int, int], None]
+from wsi_pipeline.screening import Screening, Tick, coarse_grid, screen_patches
 
 
 def select_patches(
@@ -45,9 +45,10 @@ def select_patches(
     model : ModelFolder
         Its selector scores the patches.
     options : SelectOptions
-        Mode, M, device, memory, precision.
+        Mode, M, screen, device, memory, precision.
     progress : callable, optional
-        Called with (patches done, n).
+        Called with (patches done, patches to examine); with a screen it is first told
+        of a pass over all n.
     journal : LogitJournal, optional
         Keeps what is found, and gives it back after a kill.
     cache : Path, optional
@@ -58,6 +59,8 @@ def select_patches(
     Selection
         Independent of the order in which patches were read and of the number of
         readers; of the batch but for the rounding of the net. After a kill the same.
+        With a screen that rejects patches it has weights, and estimates of what was
+        missed among its facts.
 
     Raises
     ------
@@ -68,7 +71,7 @@ def select_patches(
     ConfigError
         If there is no such device, or the encoder does not take the precision.
     ModelError
-        If the model folder is incomplete or does not fit.
+        If the model folder is incomplete or does not fit, or has no screen to use.
     PyramidError
         If the pyramid cannot be read.
     ExportError
@@ -80,13 +83,18 @@ def select_patches(
     float32 logits (8 MB for 250,000 x 8), which alone grow with n.
     """
     _check_grid(grid, model.card.selector)
-    source = PyramidSource(pyramid, grid, settle(options).queue_bytes)
+    queue = settle(options).queue_bytes
+    source, coarse = PyramidSource(pyramid, grid, queue), None
+    if options.screen != "off":
+        screen = model.card.need_screen()
+        coarse = PyramidSource(pyramid, coarse_grid(grid, screen), queue)
     return select_from(
         source,
         grid,
         pyramid.source.scale,
         model,
         options,
+        coarse=coarse,
         progress=progress,
         journal=journal,
         cache=cache,
@@ -100,6 +108,7 @@ def select_from(
     model: ModelFolder,
     options: SelectOptions = SelectOptions(),  # noqa: B008  # frozen
     *,
+    coarse: PatchSource | None = None,
     progress: Tick | None = None,
     journal: LogitJournal | None = None,
     cache: Path | None = None,
@@ -114,6 +123,8 @@ def select_from(
         n patches.
     scale : Scale
         um/px of level 0, for selectors that see places.
+    coarse : PatchSource, optional
+        What the model's screen reads of them.
     model, options, progress, journal, cache
         See `select_patches`.
 
@@ -124,21 +135,32 @@ def select_from(
     Raises
     ------
     BudgetError, ConfigError, ModelError, ExportError
-        See `select_patches`; and whatever the source raises.
+        See `select_patches`; and whatever the source raises. ConfigError also where
+        there is nothing that a screen could read.
     """
     n, top_m = len(grid), options.top_m or model.card.selector.top_m
     places = grid.corners * np.array([scale.x, scale.y])
-    order = source.order
+    order, screened = source.order, None
+    if options.screen != "off":
+        if coarse is None:
+            raise ConfigError(
+                "a screen reads the slide's pixels to save the encoder's work, and "
+                "features were extracted before: set --screen off"
+            )
+        screened = screen_patches(
+            coarse, grid, model, options, progress=progress, cache=cache
+        )
+        order = order[(screened.kept | screened.audited)[order]]
     key = _key(order, places, grid, model, options)
     done = journal.load(key) if journal else None
     with open_scorer(
-        model, options, n, batch=done.batch if done else None, cache=cache
+        model, options, len(order), batch=done.batch if done else None, cache=cache
     ) as scorer:
         if done and done.batch != scorer.plan.batch:
             done = None  # the batch of then does not fit any more
         if options.mode == "full":
             scorer.pool_all()
-        logits = np.empty((n, scorer.channels), np.float32)
+        logits = np.full((n, scorer.channels), np.nan, np.float32)
         resumed = _restore(done, order, logits, scorer)
         start = time.perf_counter()
         left = order[resumed:]
@@ -150,17 +172,21 @@ def select_from(
                 keep(scored)
                 count += len(scored.ids)
                 if progress is not None:
-                    progress(count, n)
+                    progress(count, len(order))
         seconds = time.perf_counter() - start
-        choice = _choose(logits, top_m, options)
+        weight = screened.weight if screened else None
+        choice = _choose(logits, weight, top_m, options)
         predictions = _predict(source, places, choice, scorer, options)
         facts = _facts(options, top_m, scorer)
+    facts["selector_sha256"] = model.card.selector.sha256
     facts["captured_mass"] = float(choice.score[choice.chosen].sum())
     facts["predictions"] = predictions
     facts["reading"] = source.facts()
     facts["resumed_patches"] = resumed
     facts["patches_per_s"] = round(len(left) / max(seconds, 1e-9), 1)
-    return Selection(grid, logits, choice.score, choice.rank, choice.chosen, facts)
+    if screened:
+        facts["screen"] = _judge(screened, choice)
+    return Selection(grid, logits, *choice, facts, weight)
 
 
 def _check_grid(grid: PatchGrid, card: SelectorCard) -> None:
@@ -231,12 +257,38 @@ def _kept(
             journal.close()
 
 
-def _choose(logits: NDArray[np.float32], top_m: int, options: SelectOptions) -> Choice:
-    """The M patches that the mode chooses."""
+def _choose(
+    logits: NDArray[np.float32],
+    weight: NDArray[np.float64] | None,
+    top_m: int,
+    options: SelectOptions,
+) -> Choice:
+    """The M patches that the mode chooses, among those that were examined."""
+    if weight is not None:
+        ids = np.flatnonzero(weight)
+        inner = _choose_among(logits[ids], weight[ids], top_m, options)
+        return inner.spread(ids, len(weight))
+    return _choose_among(logits, None, top_m, options)
+
+
+def _choose_among(
+    logits: NDArray[np.float32],
+    weight: NDArray[np.float64] | None,
+    top_m: int,
+    options: SelectOptions,
+) -> Choice:
     if options.mode != "ips":
-        return choose_patches(logits, top_m)
+        return choose_patches(logits, top_m, weight)
     order = np.random.default_rng(options.seed or 0).permutation(len(logits))
-    return choose_as_published(logits, top_m, options.chunk or top_m, order)
+    chunk = options.chunk or top_m
+    return choose_as_published(logits, top_m, chunk, order, weight)
+
+
+def _judge(screened: Screening, choice: Choice) -> dict[str, object]:
+    """What was screened, and how many of the top M it missed."""
+    top_m = int(choice.chosen.sum())
+    missed = estimate_misses(choice.score, screened.kept, screened.audited, top_m)
+    return screened.told(missed, top_m)
 
 
 def _predict(

@@ -58,8 +58,7 @@ def find_tissue(pyramid: Pyramid, options: TissueOptions | None = None) -> Tissu
     index = pyramid.level_for(options.mask_mpp * 1.4)
     level = pyramid.levels[index]
     if options.mask is not None:
-        source = pyramid.source
-        mask = read_mask(options.mask, source.size_px, source.bounds, level)
+        mask = read_mask(options.mask, pyramid.source, level, options.mask_frame)
     else:
         thumbnail = pyramid.read_level(pyramid.levels[-1].box, len(pyramid.levels) - 1)
         glass = _glass_colour(thumbnail.transpose(1, 2, 0))

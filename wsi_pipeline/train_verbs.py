@@ -1,4 +1,4 @@
-"""The verbs that train: `wsi train select` and `wsi train segment`."""
+"""The verbs that train: `wsi train select`, `wsi train segment`, `wsi train screen`."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -6,12 +6,14 @@ from typing import Annotated, Any, Literal
 import orjson
 import typer
 
-from wsi_pipeline.arguments import Data, Seed
+from wsi_pipeline.arguments import Data, ModelName, Seed
 from wsi_pipeline.console import print_json, terminal_of
 from wsi_pipeline.training.label_options import BagOptions, LabelTraining
+from wsi_pipeline.training.screen_options import ScreenTraining
 
 LABELS = "Samplesheets and folders"
 _USUAL = LabelTraining()
+_USUAL_SCREEN = ScreenTraining()
 
 SelectDataset = Annotated[
     str,
@@ -271,6 +273,60 @@ def train_segmenter(
         )  # fmt: skip
     card = publish_part(out, found.name, part, facts_of(found))
     _say(card, "select", part.metrics)
+
+
+@train.command("screen")
+def train_screen_of(
+    results: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Folders of results with `wsi select` done, or of single slides."
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", help="Folder for the model with its screen; may be its own."
+        ),
+    ],
+    model: ModelName = None,
+    calibration: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Results to measure on (may be repeated), of other patients; else two "
+            "thirds of the slides, by lot."
+        ),
+    ] = None,
+    factor: Annotated[
+        int, typer.Option(min=2, help="How much coarser it sees the patches.")
+    ] = _USUAL_SCREEN.factor,
+    steps: Annotated[
+        int, typer.Option(min=1, help="Training steps.")
+    ] = _USUAL_SCREEN.steps,
+    seed: Seed = 0,
+    device: TrainDevice = "cpu",
+) -> None:
+    """Train a screen: it rejects patches after a coarse look (`wsi select --screen`).
+
+    It learns from what the model's selector found on slides, without any label, and is
+    measured on others: to vouch for a recall of 0.95, at least 19 of them are needed.
+    """
+    from wsi_pipeline.models.cards import find_model
+    from wsi_pipeline.training.screen import train_screen
+    from wsi_pipeline.training.taught import deal, find_taught
+
+    found = find_model(model)
+    options = ScreenTraining(factor, steps, device=device, seed=seed)
+    slides = find_taught(results, found)
+    if calibration:
+        others = find_taught(calibration, found)
+    else:
+        slides, others = deal(slides, seed)
+    with terminal_of() as terminal:
+        tick = terminal.ticker("train screen")
+        card = train_screen(found, slides, others, out, options, progress=tick)
+    print_json(card.metrics)
+    print(out / "card.json")
 
 
 def _named_value(text: str) -> tuple[str, Any]:

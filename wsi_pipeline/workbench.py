@@ -5,84 +5,16 @@ from typing import Annotated
 
 import typer
 
-from wsi_pipeline.arguments import Data, Json, Seed
+from wsi_pipeline.annotation_verbs import annotations
+from wsi_pipeline.arguments import Json, Seed
 from wsi_pipeline.console import print_json, terminal_of
-from wsi_pipeline.train_verbs import ClassSet, SegmentDataset, TrainDevice, train
+from wsi_pipeline.evaluate_verbs import evaluate
+from wsi_pipeline.train_verbs import train
 
 tools = typer.Typer()
-evaluate = typer.Typer(no_args_is_help=True, help="Compare results with the truth.")
 tools.add_typer(train, name="train")
 tools.add_typer(evaluate, name="evaluate")
-
-
-@evaluate.command("masks")
-def evaluate_masks_verb(
-    predicted: Annotated[Path, typer.Argument(help="OME-Zarr label: the prediction.")],
-    truth: Annotated[Path, typer.Argument(help="OME-Zarr label: the truth.")],
-) -> None:
-    """Compare a predicted mask with the true one: IoU and Dice per class."""
-    from wsi_pipeline.evaluation import evaluate_masks
-    from wsi_pipeline.pyramid import MaskPyramid
-
-    print_json(evaluate_masks(MaskPyramid(predicted), MaskPyramid(truth)).to_json())
-
-
-@evaluate.command("segment")
-def evaluate_segmenter_verb(
-    models: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="MODEL",
-            help="Names or folders; those that differ in their seed share a row.",
-        ),
-    ],
-    dataset: SegmentDataset,
-    data: Data = Path("../shared/data"),
-    split: Annotated[str, typer.Option(help="train, validation or test.")] = (
-        "validation"
-    ),
-    strategy: Annotated[
-        list[str] | None,
-        typer.Option(help="What to evaluate (may be repeated); all there are."),
-    ] = None,
-    images: Annotated[int, typer.Option(min=1, help="Images to paint.")] = 96,
-    classes: ClassSet = None,
-    device: TrainDevice = "cpu",
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", help="Folder for report and plot, as files."),
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Measure segmenters on labelled images, at full resolution and at their nodes.
-
-    Regions lie side by side and each counts alone; cards count whole images, stitched
-    from overlapping regions as slides are, which gives a little more.
-
-    OUT gets report.json, report.md, and budget.svg and .png: mIoU against pixels.
-    """
-    from wsi_pipeline.models.cards import find_model
-    from wsi_pipeline.publishing import make_folder
-    from wsi_pipeline.training.datasets import load_dataset
-    from wsi_pipeline.training.evaluating import (
-        evaluate_segmenter,
-        markdown,
-        publish_reports,
-    )
-
-    folders = [find_model(model) for model in models]
-    found = load_dataset(dataset, data, images=images, classes=classes)
-    if out is not None:
-        make_folder(out)
-    reports = evaluate_segmenter(
-        folders, found.split(split), found.classes, strategy or (), device=device
-    )
-    if out is not None:
-        publish_reports(out, reports)
-    if as_json:
-        print_json([report.to_json() for report in reports])
-    else:
-        print("\n".join(markdown(reports)))
+tools.add_typer(annotations, name="annotations")
 
 
 @tools.command()
@@ -171,17 +103,32 @@ def report(
 
 @tools.command("check-geojson")
 def check_geojson_verb(
-    files: Annotated[list[Path], typer.Argument(help="GeoJSON files.")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(help="GeoJSON of any program: .geojson, .json, .gz, .zip."),
+    ],
+    fix: Annotated[
+        bool,
+        typer.Option(
+            "--fix",
+            help="Write a copy without the flaws beside each file that has some: "
+            "a.geojson -> a.mended.geojson. No file is changed.",
+        ),
+    ] = False,
+    as_json: Json = False,
 ) -> None:
-    """Say what QuPath would refuse in GeoJSON files."""
-    from wsi_pipeline.annotations.checking import check_geojson
+    """Say what QuPath 0.5 to 0.8 would refuse, leave out or alter in GeoJSON files.
 
-    bad = 0
-    for file in files:
-        findings = check_geojson(file)
-        bad += bool(findings)
-        for finding in findings:
-            print(f"{file}: {finding}")
-        if not findings:
-            print(f"{file}: fine")
-    raise typer.Exit(1 if bad else 0)
+    Exit codes: 0 nothing; 1 QuPath imports nothing of a file; 3 it alters something.
+    With --fix: 0 all is mended; 1 a file cannot be mended; 3 a feature had to be left
+    out.
+    """
+    from wsi_pipeline.annotations.verdict import check_file, fix_file, worst
+
+    verdicts = [(fix_file if fix else check_file)(file) for file in files]
+    if as_json:
+        print_json([verdict.to_json() for verdict in verdicts])
+    else:
+        for verdict in verdicts:
+            print("\n".join(verdict.lines()))
+    raise typer.Exit(worst(verdicts))

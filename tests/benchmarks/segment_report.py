@@ -8,9 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from segment_plan import BUDGETS, FRAME_PX, WIDER, Cell
 
-from wsi_pipeline.metrics import bootstrap_interval, iou, mean_iou
+from wsi_pipeline.metrics import bootstrap_interval, by_group, iou, mean_iou
 from wsi_pipeline.training.comparing import TRIMAP_PX
-from wsi_pipeline.training.evaluating import by_group
 from wsi_pipeline.training.plots import Measured
 
 Row = dict[str, Any]

@@ -1,8 +1,7 @@
 """Reads GeoJSON of all ages of QuPath as annotations."""
 
-import gzip
+import codecs
 import json
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,19 @@ import shapely
 from shapely.errors import ShapelyError
 from shapely.geometry import shape
 
-from wsi_pipeline.annotations.record import Annotation
+from wsi_pipeline.annotations.files import read_pieces
+from wsi_pipeline.annotations.record import Annotation, Drawing, Format
+from wsi_pipeline.annotations.shapes import FARTHEST_PX, check_places, mended
 from wsi_pipeline.errors import RegionError
 
-MAX_BYTES = 1 << 30
-"""Larger files are refused: QuPath, too, takes the whole file into memory."""
-GZIP_MAGIC = b"\x1f\x8b"
+JSON_ENDINGS = (
+    ".geojson",
+    ".json",
+    ".geojson.gz",
+    ".json.gz",
+    ".geojson.zip",
+    ".zip",
+)
 GEOMETRIES = (
     "Point",
     "MultiPoint",
@@ -36,46 +42,51 @@ _JAVA_TYPES = {  # QuPath 0.2 wrote the Java class as the id
     "TMACoreObject": "tmaCore",
 }
 
-_UNFIT = (TypeError, ValueError, AttributeError, LookupError, ShapelyError)
+UNFIT = (
+    TypeError,
+    ValueError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    RecursionError,
+    ShapelyError,
+)
+"""What reading raises on JSON that is not what it should be."""
 
 Json = dict[str, Any]  # Any: what a JSON file may hold
 
 
-def read_geojson(
-    path: Path, *, offset_px: tuple[int, int] | None = None
-) -> list[Annotation]:
-    """Read annotations; geometries that are not valid are mended.
+def read_geojson(document: Any, path: Path) -> Drawing:  # Any: a JSON document
+    """Features as annotations; geometries that are not valid are mended.
 
     Parameters
     ----------
+    document : dict or list
+        FeatureCollection, array of features, single feature or bare geometry.
     path : Path
-        FeatureCollection, array of features, single feature or bare geometry; UTF-8,
-        with or without gzip.
-    offset_px : tuple of int, optional
-        x, y to add to every coordinate; left out, what the file states, else (0, 0).
+        For messages.
 
     Returns
     -------
-    list of Annotation
+    Drawing
+        In QuPath's frame, unless the document states its offset and size.
 
     Raises
     ------
     RegionError
-        If the file cannot be read, is no GeoJSON, or a feature has no usable geometry
-        or class; `wsi check-geojson` lists everything that is wrong.
+        If it is no GeoJSON, or a feature has no usable geometry or class;
+        `wsi check-geojson` lists everything that is wrong.
     """
-    document = load_json(path)
-    shift = np.array(stated_offset(document) if offset_px is None else offset_px)
     found = []
     for number, feature in enumerate(features_of(document, path)):
         try:
-            found.append(_annotation(feature, shift))
-        except _UNFIT as error:
+            found.append(_annotation(feature))
+        except UNFIT as error:
             raise RegionError(
                 f"{path}: feature {number}: {error}; "
                 "`wsi check-geojson` lists everything that is wrong"
             ) from error
-    return found
+    return Drawing(tuple(found), "qupath", **_stated(document, path))
 
 
 def load_json(path: Path) -> Any:  # Any: a JSON document
@@ -86,25 +97,12 @@ def load_json(path: Path) -> Any:  # Any: a JSON document
     RegionError
         If it cannot be read, is larger than 1 GiB, or is no JSON.
     """
+    data = b"".join(read_pieces(path)).removeprefix(codecs.BOM_UTF8)
     try:
-        with path.open("rb") as raw:
-            packed = raw.read(2) == GZIP_MAGIC
-            raw.seek(0)
-            if packed:
-                with gzip.open(raw) as stream:
-                    data = stream.read(MAX_BYTES + 1)
-            else:
-                data = raw.read(MAX_BYTES + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise RegionError(f"{path}: cannot read it ({error})") from error
-    if len(data) > MAX_BYTES:
-        raise RegionError(f"{path}: larger than 1 GiB; split the file")
-    try:
-        text = data.decode("utf-8-sig")
         try:
-            return orjson.loads(text)
+            return orjson.loads(data)
         except orjson.JSONDecodeError:
-            return json.loads(text)  # orjson knows no NaN
+            return json.loads(data.decode())  # orjson knows no NaN
     except (ValueError, RecursionError) as error:
         raise RegionError(f"{path}: no JSON ({error})") from error
 
@@ -153,16 +151,25 @@ def _with_children(row: Any, path: Path) -> Iterator[Json]:  # Any: a JSON value
                 pending += reversed(children)
 
 
-def stated_offset(document: Any) -> tuple[int, int]:  # Any: a JSON document
-    """Offset that a file of this package states, else (0, 0)."""
+def _stated(document: Any, path: Path) -> dict[str, Any]:  # Any: a JSON document
+    """What a file of this package states of its frame, as `Drawing` holds it."""
     own = document.get("wsi_pipeline") if isinstance(document, dict) else None
+    stated: dict[str, Any] = {}
     match own:
         case {"offset_px": [int(x), int(y)]}:
-            return x, y
-    return 0, 0
+            if max(abs(x), abs(y)) > FARTHEST_PX:
+                raise RegionError(f"{path}: states an offset beyond 1e9 px")
+            stated["offset_px"] = x, y
+    match own:
+        case {"frame_size_px": [int(w), int(h)]}:
+            stated["size_px"] = w, h
+    match own:
+        case {"mpp": [float(mpp_x), float(mpp_y)]} if mpp_x > 0 and mpp_y > 0:
+            stated["mpp"] = mpp_x, mpp_y
+    return stated
 
 
-def _annotation(feature: Json, shift: Any) -> Annotation:  # Any: (2,) array
+def _annotation(feature: Json) -> Annotation:
     geometry = feature.get("geometry")
     if not isinstance(geometry, dict):
         raise TypeError(f"expected a geometry, got {geometry!r}")
@@ -170,7 +177,7 @@ def _annotation(feature: Json, shift: Any) -> Annotation:  # Any: (2,) array
     class_name, rgb = _class_of(properties.get("classification"))
     name = properties.get("name")
     return Annotation(
-        _geometry(geometry, shift),
+        _geometry(geometry),
         class_name,
         rgb,
         _object_type(feature, properties),
@@ -179,26 +186,14 @@ def _annotation(feature: Json, shift: Any) -> Annotation:  # Any: (2,) array
     )
 
 
-def _geometry(geometry: Json, shift: Any) -> shapely.Geometry:  # Any: (2,) array
-    """Valid shapely geometry, areas mended, moved by (2,) `shift`."""
+def _geometry(geometry: Json) -> shapely.Geometry:
+    """Valid shapely geometry, areas mended."""
     if "coordinates" not in geometry and "geometries" not in geometry:
         raise ValueError(f"expected coordinates, got {sorted(geometry)}")
     with np.errstate(invalid="ignore"):
         drawn = shapely.force_2d(shape(geometry))
-    if not np.isfinite(shapely.get_coordinates(drawn)).all():
-        raise ValueError("expected finite coordinates, got NaN or infinity")
-    moved = shapely.transform(drawn, lambda points: points + shift)
-    if moved.is_valid:
-        return moved
-    mended = shapely.make_valid(moved, method="structure", keep_collapsed=False)
-    parts = [
-        part
-        for part in shapely.get_parts(shapely.get_parts(mended))
-        if isinstance(part, shapely.Polygon)
-    ]
-    if not parts:
-        return shapely.Polygon()
-    return parts[0] if len(parts) == 1 else shapely.union_all(parts)
+    check_places(shapely.get_coordinates(drawn))
+    return mended(drawn)
 
 
 def _class_of(value: Any) -> tuple[str | None, tuple[int, int, int] | None]:
@@ -251,3 +246,6 @@ def is_number(value: Any) -> bool:  # Any: a JSON value
     if isinstance(value, str):
         return value in ("NaN", "inf", "-inf", "Infinity", "-Infinity")
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+GEOJSON = Format(JSON_ENDINGS, load_json, lambda _: True, read_geojson)

@@ -5,16 +5,19 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from rasterio.features import rasterize
-from shapely import area, transform
+from shapely import area
 
 from wsi_pipeline.annotations import read_annotations
+from wsi_pipeline.annotations.classing import IGNORE
+from wsi_pipeline.annotations.frames import Extent, Frame
+from wsi_pipeline.annotations.painting import Areas
+from wsi_pipeline.annotations.shapes import only_areas
 from wsi_pipeline.errors import RegionError
 from wsi_pipeline.geometry import Box, Level
 
 
 def read_mask(
-    path: Path, slide_size_px: tuple[int, int], bounds: Box, level: Level
+    path: Path, slide: Extent, level: Level, frame: Frame = "auto"
 ) -> NDArray[np.bool_]:
     """Read a mask of a slide from a PNG or from annotations.
 
@@ -22,13 +25,14 @@ def read_mask(
     ----------
     path : Path
         A PNG of the whole slide in any size (what is not zero counts), or annotations
-        with areas in QuPath's frame.
-    slide_size_px : tuple of int
-        (width, height) of the slide's level 0.
-    bounds : Box
-        The scan's part of level 0: QuPath's coordinates start at its corner.
+        with areas, of any class and format; those of QuPath's class "Ignore*" are
+        left out, also where they lie on others that come before them.
+    slide : SlideInfo or Source
+        Its size and bounds.
     level : Level
         Grid of the result.
+    frame : "auto", "qupath", "level0" or "halo"
+        Where coordinates of annotations start.
 
     Returns
     -------
@@ -42,25 +46,26 @@ def read_mask(
         the slide's by more than 2 %.
     """
     if path.suffix.lower() == ".png":
-        return _mask_from_png(path, slide_size_px, level)
-    annotations = read_annotations(path, offset_px=(bounds.x, bounds.y))
-    areas = [
-        transform(item.geometry, lambda points: points / level.downsample)
-        for item in annotations
-        if area(item.geometry) > 0
-    ]
-    if not areas:
+        return _mask_from_png(path, slide.size_px, level)
+    annotations = read_annotations(path, slide=slide, frame=frame)
+    drawn = [item for item in annotations if area(item.geometry) > 0]
+    if not drawn:
         raise RegionError(
             f"{path}: got {len(annotations)} annotations and none with an area; "
             "expected polygons around tissue (option tissue.mask)"
         )
+    areas = Areas(
+        np.array([only_areas(item.geometry) for item in drawn], dtype=object),
+        np.array([item.class_name != IGNORE for item in drawn], np.uint8),
+    )
     w, h = level.size_px
-    mask = np.asarray(rasterize(areas, out_shape=(h, w), dtype="uint8"), np.bool_)
+    whole = Box(0, 0, round(w * level.downsample), round(h * level.downsample))
+    mask = areas.paint(whole, level.size_px).astype(np.bool_)
     if not mask.any():
         raise RegionError(
-            f"{path}: no polygon covers any of the slide's {slide_size_px[0]} x "
-            f"{slide_size_px[1]} px; expected level-0 pixels in QuPath's frame "
-            "(option tissue.mask)"
+            f"{path}: no polygon covers any of the slide's {slide.size_px[0]} x "
+            f"{slide.size_px[1]} px; expected level-0 pixels in the frame of the "
+            "program that drew them (options tissue.mask and tissue.mask_frame)"
         )
     return mask
 
@@ -75,8 +80,8 @@ def _mask_from_png(
             values = np.asarray(image if plain else image.convert("RGB"))
     except (OSError, Image.DecompressionBombError) as error:
         raise RegionError(
-            f"{path}: cannot be read as a picture ({error}); expected a PNG or GeoJSON "
-            "(option tissue.mask)"
+            f"{path}: cannot be read as a picture ({error}); expected a PNG or "
+            "annotations (option tissue.mask)"
         ) from error
     found = values.any(axis=2) if values.ndim == 3 else values != 0
     (h, w), (slide_w, slide_h) = found.shape, slide_size_px

@@ -1,6 +1,9 @@
-"""What a region that a person drew is to the rest of the package."""
+"""What regions that a person drew are to the rest of the package."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 import shapely
 
@@ -31,3 +34,51 @@ class Annotation:
     object_type: str = "annotation"
     name: str | None = None
     measurements: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What a file of annotations holds, in the coordinates that it is written in.
+
+    Parameters
+    ----------
+    annotations : tuple of Annotation
+        In the order of the file, children after their parents.
+    frame : "qupath", "level0" or None
+        Where the program that wrote it starts to count: at the corner of the scan's
+        bounds, at that of level 0, or, None, not known for slides with bounds.
+    offset_px : tuple of int, optional
+        x, y to add for level-0 pixels, where the file itself states them.
+    size_px : tuple of int, optional
+        (width, height) of the frame, where the file states it.
+    mpp : tuple of float, optional
+        um/px along x and y, where the file states them.
+    """
+
+    annotations: tuple[Annotation, ...]
+    frame: Literal["qupath", "level0"] | None
+    offset_px: tuple[int, int] | None = None
+    size_px: tuple[int, int] | None = None
+    mpp: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of files of annotations: a row of the table of readers.
+
+    Parameters
+    ----------
+    endings : tuple of str
+        Of such files, lower case; formats that share one share `load`.
+    load : callable
+        Parses a file to a document.
+    fits : callable
+        Whether a document is of this kind.
+    read : callable
+        A document, and its path for messages, to a Drawing.
+    """
+
+    endings: tuple[str, ...]
+    load: Callable[[Path], Any]  # Any: what a parser gives
+    fits: Callable[[Any], bool]
+    read: Callable[[Any, Path], Drawing]

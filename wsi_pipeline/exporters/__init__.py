@@ -1,18 +1,21 @@
 """Writes masks in formats that other programs read; one row per format."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import shapely
 
-from wsi_pipeline.classes import MaskClass
 from wsi_pipeline.config import ExportOptions
 from wsi_pipeline.errors import ExportError
-from wsi_pipeline.exporters.outlines import pixel_tolerance, place
-from wsi_pipeline.exporters.polygons import MaskObject, Trace, trace_objects
-from wsi_pipeline.exporters.sheet import Frame, Sheet
+from wsi_pipeline.exporters.joining import Traced
+from wsi_pipeline.exporters.labels import LabelSource
+from wsi_pipeline.exporters.objects import ClassCount, Objects
+from wsi_pipeline.exporters.pieces import Rules
+from wsi_pipeline.exporters.placing import place
+from wsi_pipeline.exporters.polygons import trace_objects
+from wsi_pipeline.exporters.sheet import Frame, Sheet, packed_name
+from wsi_pipeline.process import cpu_count
 from wsi_pipeline.publishing import staged
 from wsi_pipeline.pyramid import MaskPyramid
 from wsi_pipeline.registry import Registry
@@ -20,12 +23,14 @@ from wsi_pipeline.registry import Registry
 EXPORTERS = Registry(
     "export format", {"geojson": "wsi_pipeline.exporters.geojson:write_geojson"}
 )
-BLOCK_PX = 2048
 
 
 @dataclass(frozen=True)
 class ClassArea:
     """Area of one class in the mask and in the file.
+
+    What is written is the area in the mask, less what was dropped and what lies outside
+    the frame, and with what was filled and what simplification changed.
 
     Parameters
     ----------
@@ -36,12 +41,17 @@ class ClassArea:
     area_um2 : float
         Their area.
     written_um2 : float
-        Area of the outlines in the file: after simplification, filled holes and
-        objects left out.
+        Area of the outlines in the file.
     dropped_um2 : float
         Area of the objects left out because they are small.
-    objects, dropped_objects : int
-        Objects in the file, and left out.
+    filled_um2 : float
+        Area of the holes filled because they are small.
+    simplified_um2 : float
+        Area that simplification added, below 0 where it took some away.
+    outside_um2 : float
+        Area of outlines beyond the edge of the frame.
+    objects, dropped_objects, filled_holes : int
+        Objects in the file, objects left out because they are small, holes filled.
     """
 
     value: int
@@ -50,8 +60,12 @@ class ClassArea:
     area_um2: float
     written_um2: float
     dropped_um2: float
+    filled_um2: float
+    simplified_um2: float
+    outside_um2: float
     objects: int
     dropped_objects: int
+    filled_holes: int
 
 
 @dataclass(frozen=True)
@@ -61,7 +75,7 @@ class ExportSummary:
     Parameters
     ----------
     path : Path
-        The file, ".gz" included where it was compressed.
+        The file, ".gz" or ".zip" included.
     objects : int
         Objects in the file.
     frame : str
@@ -87,6 +101,7 @@ def export_masks(
     slide_id: str,
     run: Mapping[str, str] | None = None,
     confidence: MaskPyramid | None = None,
+    workers: int = 0,
 ) -> ExportSummary:
     """Write the objects of a mask to a file.
 
@@ -95,7 +110,7 @@ def export_masks(
     masks : MaskPyramid
         Its base is exported; 0 and 255 are no objects.
     path : Path
-        File to publish; with `options.gzip`, ".gz" is added where it lacks.
+        File to publish; ".gz" or ".zip" is added as the options say.
     options : ExportOptions
         Format, simplification, smallest sizes, frame.
     slide_id : str
@@ -104,6 +119,8 @@ def export_masks(
         Short facts (model, version) to write with every object; part of the ids.
     confidence : MaskPyramid, optional
         Label of 254 * probability on the same grid, for the mean per object.
+    workers : int
+        Threads that trace; 0 = one per CPU. The file is the same for any.
 
     Returns
     -------
@@ -119,96 +136,111 @@ def export_masks(
 
     Notes
     -----
-    Memory: 100 MB for a block, and about 200 bytes per vertex of all outlines, which
-    are held at once because neighbours share their borders.
+    Memory: see `trace_objects`; what is complete goes to the disk. Neighbours share
+    their borders after simplification, too.
     """
     write = EXPORTERS.load(options.format)
-    trace = _trace(masks, confidence, options)
-    frame = Frame.of(options.frame, masks.source)
-    pixel_um2 = masks.scale.area_um2
-    outlines = place(
-        trace.objects,
-        downsample=masks.levels[0].downsample,
-        frame=frame,
-        tolerance_px=pixel_tolerance(options.simplify_um, masks.source.scale.mean),
-        min_hole_px=options.min_hole_um2 / pixel_um2,
-    )
-    shown = np.flatnonzero(~shapely.is_empty(outlines)).tolist()
-    objects = [trace.objects[i] for i in shown]
-    sheet = Sheet(
-        slide_id,
-        frame,
-        masks.source.scale,
-        pixel_um2,
-        masks.classes,
-        tuple(sorted((run or {}).items())),
-        options.gzip or path.suffix == ".gz",
-    )
-    if sheet.gzip and path.suffix != ".gz":
-        path = path.with_name(path.name + ".gz")
-    with staged(path) as temporary:
-        write(temporary, objects, [outlines[i] for i in shown], sheet)
-    areas = shapely.area(outlines[shown]) * masks.source.scale.area_um2
-    classes = tuple(
-        _class_area(kind, trace, objects, areas.tolist(), pixel_um2)
-        for kind in masks.classes
-        if kind.value
-    )
-    return ExportSummary(path, len(objects), frame.name, frame.offset_px, classes)
-
-
-def _trace(
-    masks: MaskPyramid, confidence: MaskPyramid | None, options: ExportOptions
-) -> Trace:
-    """Objects of the mask's base that are large enough."""
     if confidence is not None and confidence.levels[0] != masks.levels[0]:
         raise ExportError(
             f"{confidence.path}: its base has {confidence.levels[0].size_px} px, "
             f"{masks.path} has {masks.levels[0].size_px} px; stitch them together"
         )
-    # 1e-9 px absorbs the rounding of an area that is a whole number of pixels
-    least = np.ceil(options.min_area_um2 / masks.scale.area_um2 - 1e-9)
-    trace = trace_objects(
-        lambda box: masks.read_level(box, 0),
-        masks.levels[0].box,
-        block_px=BLOCK_PX,
-        min_pixels=max(1, int(least)),
-        read_confidence=None
-        if confidence is None
-        else lambda box: confidence.read_level(box, 0),
+    frame = Frame.of(options.frame, masks.source)
+    sheet = Sheet(
+        slide_id,
+        frame,
+        masks.source.scale,
+        masks.scale.area_um2,
+        masks.classes,
+        tuple(sorted((run or {}).items())),
+        options.objects,
+        options.group,
     )
-    _check_values(trace, masks)
-    return trace
+    path = packed_name(path, options)
+    traced = trace_objects(
+        LabelSource(masks, confidence),
+        masks.levels[0].box,
+        _rules(masks, options),
+        workers=workers or cpu_count(),
+    )
+    account = _Account(masks, frame)
+    with staged(path) as temporary:
+        write(temporary, account.placed(traced), sheet)
+    classes = account.classes()
+    count = sum(kind.objects for kind in classes)
+    return ExportSummary(path, count, frame.name, frame.offset_px, classes)
 
 
-def _check_values(trace: Trace, masks: MaskPyramid) -> None:
-    known = {kind.value for kind in masks.classes}
-    strange = sorted({count.value for count in trace.counts} - known)
-    if strange:
-        raise ExportError(
-            f"{masks.path}: values {strange} are no classes of the mask; "
-            f"expected {sorted(known)} or 255"
+def _rules(masks: MaskPyramid, options: ExportOptions) -> Rules:
+    """The options in pixels of the mask."""
+    pixel_um2 = masks.scale.area_um2
+    # 1e-9 px absorbs the rounding of an area that is a whole number of pixels
+    least = int(np.ceil(options.min_area_um2 / pixel_um2 - 1e-9))
+    return Rules(
+        max(1, least),
+        options.min_hole_um2 / pixel_um2,
+        options.simplify_um / masks.scale.mean,
+    )
+
+
+class _Account:
+    """Places objects in the file's frame and keeps account of their areas."""
+
+    def __init__(self, masks: MaskPyramid, frame: Frame) -> None:
+        self._masks, self._frame = masks, frame
+        self._tally = np.zeros((256, 6), np.int64)
+        # um2 before the cut, um2 and objects in the file
+        self._sums = np.zeros((256, 3))
+
+    def placed(self, traced: Iterable[Traced]) -> Iterator[Objects]:
+        """Objects as they are written."""
+        downsample = self._masks.levels[0].downsample
+        for batch in traced:
+            self._tally += batch.tally
+            self._check_values()
+            self._add(0, batch.objects, self._masks.scale.area_um2)
+            for objects in place(batch.objects, downsample, self._frame):
+                self._add(1, objects, self._masks.source.scale.area_um2)
+                yield objects
+
+    def _add(self, column: int, objects: Objects, pixel_um2: float) -> None:
+        areas = objects.outlines.areas() * pixel_um2
+        np.add.at(self._sums[:, column], objects.value, areas)
+        np.add.at(self._sums[:, 2], objects.value, column)
+
+    def _check_values(self) -> None:
+        known = {kind.value for kind in self._masks.classes}
+        strange = sorted(set(np.flatnonzero(self._tally[:, 0]).tolist()) - known)
+        if strange:
+            raise ExportError(
+                f"{self._masks.path}: values {strange} are no classes of the mask; "
+                f"expected {sorted(known)} or 255"
+            )
+
+    def classes(self) -> tuple[ClassArea, ...]:
+        """Every class but the background."""
+        return tuple(
+            self._class_area(kind.value, kind.name)
+            for kind in self._masks.classes
+            if kind.value
         )
 
-
-def _class_area(
-    kind: MaskClass,
-    trace: Trace,
-    objects: list[MaskObject],
-    areas: list[float],
-    pixel_um2: float,
-) -> ClassArea:
-    count = next((c for c in trace.counts if c.value == kind.value), None)
-    pixels = count.pixels if count else 0
-    dropped = count.dropped_pixels if count else 0
-    written = [a for o, a in zip(objects, areas, strict=True) if o.value == kind.value]
-    return ClassArea(
-        kind.value,
-        kind.name,
-        pixels,
-        pixels * pixel_um2,
-        float(np.sum(written)),
-        dropped * pixel_um2,
-        len(written),
-        count.dropped_objects if count else 0,
-    )
+    def _class_area(self, value: int, name: str) -> ClassArea:
+        count = ClassCount(value, *self._tally[value].tolist())
+        traced, written, objects = self._sums[value].tolist()
+        pixel_um2 = self._masks.scale.area_um2
+        kept = count.pixels - count.dropped_pixels + count.filled_pixels
+        return ClassArea(
+            value,
+            name,
+            count.pixels,
+            count.pixels * pixel_um2,
+            written,
+            count.dropped_pixels * pixel_um2,
+            count.filled_pixels * pixel_um2,
+            traced - kept * pixel_um2,
+            traced - written,
+            int(objects),
+            count.dropped_objects,
+            count.filled_holes,
+        )

@@ -11,13 +11,16 @@ from numpy.typing import NDArray
 from wsi_pipeline.classes import MaskClass
 from wsi_pipeline.config import ExportOptions
 from wsi_pipeline.exporters.collection import write_collection
-from wsi_pipeline.exporters.sheet import Frame, Sheet
+from wsi_pipeline.exporters.sheet import Frame, Sheet, packed_name
 from wsi_pipeline.ngff import Source
 from wsi_pipeline.publishing import staged
 from wsi_pipeline.regions import PatchGrid, Selection
 
 CHOSEN = MaskClass(1, "Selected patch", (0, 174, 239))
 """Class of the chosen patches: a blue that neither tissue nor our masks have."""
+
+UNEXAMINED = MaskClass(2, "Patch not examined", (160, 160, 160))
+"""Class of the patches that a screening left out; they have no measurements."""
 
 MEASUREMENTS = {
     "Attention score": "share of the slide's attention, to 4 digits; all sum to 1",
@@ -46,7 +49,7 @@ def export_detections(
     source : Source
         The slide.
     path : Path
-        File to publish; with `options.gzip`, ".gz" is added where it lacks.
+        File to publish; ".gz" or ".zip" is added as the options say.
     options : ExportOptions
         `detections`: all patches, the chosen ones, or no file. `frame`: patches are
         cut at its edge, those beyond it are left out.
@@ -77,18 +80,15 @@ def export_detections(
     if options.detections == "none":
         return None
     frame = Frame.of(options.frame, source)
-    compress = options.gzip or path.suffix == ".gz"
     sheet = Sheet(
         slide_id,
         frame,
         source.scale,
         source.scale.area_um2,
-        (CHOSEN,),
+        (CHOSEN,) if selection.weight is None else (CHOSEN, UNEXAMINED),
         tuple(sorted((run or {}).items())),
-        compress,
     )
-    if compress and path.suffix != ".gz":
-        path = path.with_name(path.name + ".gz")
+    path = packed_name(path, options)
     rectangles = _rectangles(selection.grid, frame)
     shown = (rectangles[:, 2:] > rectangles[:, :2]).all(axis=1)
     if options.detections == "chosen":
@@ -112,8 +112,8 @@ def _features(
     patches: NDArray[np.int64],
     sheet: Sheet,
 ) -> Iterator[bytes]:
-    kind = {"name": CHOSEN.name, "color": list(CHOSEN.rgb)}
-    percent = np.round(100 * selection.percentile, 3)
+    kinds = [{"name": c.name, "color": list(c.rgb)} for c in (CHOSEN, UNEXAMINED)]
+    percent, examined = np.round(100 * selection.percentile, 3), selection.examined
     size = selection.grid.size_px
     told = "\n".join([sheet.slide_id, *(f"{k}={v}" for k, v in sheet.run), f"{size}"])
     for at in range(0, len(patches), _ROWS):
@@ -125,21 +125,21 @@ def _features(
             selection.rank[part] + 1,
             percent[part],
             selection.chosen[part],
+            examined[part],
         )
-        for corner, (x, y, right, bottom), score, rank, most, chosen in zip(
+        for corner, (x, y, right, bottom), score, rank, most, chosen, seen in zip(
             *(column.tolist() for column in columns), strict=True
         ):
             ring = [[x, y], [right, y], [right, bottom], [x, bottom], [x, y]]
-            properties = {
-                "objectType": "detection",
-                "measurements": {
+            properties: dict[str, object] = {"objectType": "detection"}
+            if seen:
+                properties["measurements"] = {
                     "Attention score": float(f"{score:.4g}"),
                     "Attention rank": rank,
                     "Attention percentile": most,
-                },
-            }
-            if chosen:
-                properties["classification"] = kind
+                }
+            if chosen or not seen:
+                properties["classification"] = kinds[not seen]
             feature = {
                 "type": "Feature",
                 "id": str(uuid.uuid5(_NAMESPACE, f"{told}\n{corner}")),

@@ -5,106 +5,167 @@ The rules are those that QuPath 0.4 to 0.7 apply on import.
 
 import hashlib
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import orjson
-import shapely
+from numpy.typing import NDArray
 
-from wsi_pipeline.classes import MaskClass
 from wsi_pipeline.exporters.collection import write_collection
-from wsi_pipeline.exporters.outlines import GRID_PX
-from wsi_pipeline.exporters.polygons import MaskObject
+from wsi_pipeline.exporters.grouping import write_classes
+from wsi_pipeline.exporters.objects import Objects
+from wsi_pipeline.exporters.outlines import Outlines, per_part
+from wsi_pipeline.exporters.placing import GRID_PX
 from wsi_pipeline.exporters.sheet import Sheet
+from wsi_pipeline.exporters.spool import Spool
 
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "wsi_pipeline/object")
 _DECIMALS = round(-np.log10(GRID_PX))
+_RINGS = 4096  # turned into text together
 
 
-def write_geojson(
-    path: Path,
-    objects: Sequence[MaskObject],
-    outlines: Sequence[shapely.Polygon | shapely.MultiPolygon],
-    sheet: Sheet,
-) -> None:
-    """Write a FeatureCollection as a stream; the same bytes for the same objects.
+def write_geojson(path: Path, objects: Iterable[Objects], sheet: Sheet) -> None:
+    """Write a FeatureCollection as a stream, sorted by class and first pixel.
 
     Parameters
     ----------
     path : Path
         File to write.
-    objects : sequence of n MaskObject
-    outlines : sequence of n geometries
-        In the sheet's frame, valid on the 0.01-px grid.
+    objects : iterable of Objects
+        Outlines in the sheet's frame, valid on the 0.01-px grid; in any order.
     sheet : Sheet
+
+    Notes
+    -----
+    Memory: a batch of objects, and 32 bytes per object. The disk holds the features
+    twice while they are sorted, once uncompressed.
 
     References
     ----------
     RFC 7946; QuPath 0.7 ``qupath.lib.io`` (GsonTools, QuPathTypeAdapters).
     """
-    write_collection(path, _features(objects, outlines, sheet), sheet)
+    if sheet.group == "class":
+        write_classes(path, objects, sheet, _Rings)
+        return
+    with Spool(path.parent) as spool:
+        for batch in objects:
+            values, firsts = batch.value.tolist(), batch.first.tolist()
+            features = _features(batch, sheet)
+            for value, first, feature in zip(values, firsts, features, strict=True):
+                spool.add(value, first, feature)
+        write_collection(path, spool.parts(), sheet)
 
 
-def _features(
-    objects: Sequence[MaskObject],
-    outlines: Sequence[shapely.Polygon | shapely.MultiPolygon],
-    sheet: Sheet,
-) -> Iterator[bytes]:
-    classes = {c.value: c for c in sheet.classes}
-    run = dict(sheet.run)
-    for item, outline in zip(objects, outlines, strict=True):
-        kind = classes[item.value]
-        properties: dict[str, Any] = {
-            "objectType": "annotation",
+def _features(batch: Objects, sheet: Sheet) -> Iterator[list[bytes]]:
+    """Each feature as pieces of JSON."""
+    common = {"isLocked": True} if sheet.objects == "annotation" else {}
+    run = {"metadata": dict(sheet.run)} if sheet.run else {}
+    about = {
+        kind.value: {
+            "objectType": sheet.objects,
             "classification": {"name": kind.name, "color": list(kind.rgb)},
-            "isLocked": True,
-            "measurements": _measurements(item, outline, sheet),
+            **common,
+            **run,
         }
-        if run:
-            properties["metadata"] = run
-        feature = {
-            "type": "Feature",
-            "id": str(_identify(outline, kind, sheet)),
-            "geometry": {
-                "type": outline.geom_type,
-                "coordinates": _coordinates(outline),
-            },
-            "properties": properties,
-        }
-        yield orjson.dumps(feature, option=orjson.OPT_SERIALIZE_NUMPY)
-
-
-def _measurements(
-    item: MaskObject, outline: shapely.Geometry, sheet: Sheet
-) -> dict[str, float]:
-    """Numbers of an object; its area is that of its pixels in the mask."""
-    scale = np.array([sheet.scale.x, sheet.scale.y])
-    perimeter = shapely.length(shapely.transform(outline, lambda p: p * scale))
-    numbers = {
-        "Area um^2": round(item.pixels * sheet.pixel_um2, 3),
-        "Perimeter um": round(float(perimeter), 3),
+        for kind in sheet.classes
     }
-    if item.confidence is not None:
-        numbers["Mean probability"] = round(item.confidence, 4)
-    return numbers
+    rings = _Rings(batch.outlines)
+    several = (np.diff(batch.outlines.objects) > 1).tolist()
+    values = batch.value.tolist()
+    names, numbers = _identify(batch, sheet), _measurements(batch, sheet)
+    for index, (name, measured) in enumerate(zip(names, numbers, strict=True)):
+        form = "MultiPolygon" if several[index] else "Polygon"
+        opening = f'{{"type":"Feature","id":"{name}","geometry":{{"type":"{form}",'
+        properties = about[values[index]] | {"measurements": measured}
+        yield [
+            opening.encode() + b'"coordinates":',
+            *rings.coordinates(index),
+            b'},"properties":' + orjson.dumps(properties) + b"}",
+        ]
 
 
-def _identify(outline: shapely.Geometry, kind: MaskClass, sheet: Sheet) -> uuid.UUID:
-    """UUIDv5 of slide, run facts, class and shape: a re-import shows as a duplicate."""
-    shape = hashlib.sha256(shapely.to_wkb(outline)).hexdigest()
-    facts = [sheet.slide_id, *(f"{k}={v}" for k, v in sheet.run), kind.name, shape]
-    return uuid.uuid5(_NAMESPACE, "\n".join(facts))
+def _measurements(batch: Objects, sheet: Sheet) -> Iterator[dict[str, float]]:
+    """Numbers of the objects; an area is that of the pixels in the mask."""
+    areas = np.round(batch.pixels * sheet.pixel_um2, 3)
+    lengths = np.round(batch.outlines.lengths((sheet.scale.x, sheet.scale.y)), 3)
+    certain = np.round(batch.probability, 4)
+    columns = (areas.tolist(), lengths.tolist(), certain.tolist())
+    for area, length, probability in zip(*columns, strict=True):
+        numbers = {"Area um^2": area, "Perimeter um": length}
+        if probability == probability:  # not NaN: there is a confidence label
+            numbers["Mean probability"] = probability
+        yield numbers
 
 
-def _coordinates(outline: shapely.Polygon | shapely.MultiPolygon) -> list[Any]:
-    """Nested rings as GeoJSON holds them, whole numbers without a decimal point."""
-    if isinstance(outline, shapely.MultiPolygon):
-        return [_coordinates(part) for part in outline.geoms]
-    rings = []
-    for ring in (outline.exterior, *outline.interiors):
-        points = np.round(shapely.get_coordinates(ring), _DECIMALS) + 0.0
-        whole = points.astype(np.int64)
-        rings.append(np.ascontiguousarray(whole if (whole == points).all() else points))
-    return rings
+def _identify(batch: Objects, sheet: Sheet) -> Iterator[str]:
+    """UUIDv5 of slide, run facts, class and shape: a re-import shows as a duplicate.
+
+    The same as those of Python's ``uuid``, many at a time.
+    """
+    run = [f"{key}={value}" for key, value in sheet.run]
+    facts = [sheet.slide_id, *run, sheet.objects]
+    told = {
+        kind.value: _NAMESPACE.bytes + "\n".join([*facts, kind.name, ""]).encode()
+        for kind in sheet.classes
+    }
+    outlines = batch.outlines
+    points, rings = outlines.point_starts.tolist(), outlines.ring_starts.tolist()
+    digests = bytearray()
+    for index, value in enumerate(batch.value.tolist()):
+        start, stop = points[index : index + 2]
+        holes = outlines.rings[rings[index] : rings[index + 1]] - start
+        shape = outlines.points[start:stop].tobytes() + holes.tobytes()
+        named = hashlib.sha1(told[value] + shape, usedforsecurity=False)
+        digests += named.digest()[:16]
+    marked = np.frombuffer(digests, np.uint8).reshape(-1, 16)
+    marked[:, 6] = marked[:, 6] & 0x0F | 0x50  # version 5
+    marked[:, 8] = marked[:, 8] & 0x3F | 0x80  # the variant of RFC 9562
+    for row in range(len(marked)):
+        text = digests[16 * row : 16 * row + 16].hex()
+        yield "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
+
+
+class _Rings:
+    """Outlines as GeoJSON's nested lists, whole numbers without a decimal point."""
+
+    def __init__(self, outlines: Outlines) -> None:
+        self._polygons = outlines.polygons.tolist()
+        self._objects = outlines.objects.tolist()
+        points, starts = outlines.closed()
+        self._starts = starts.tolist()
+        self._points = points = np.round(points, _DECIMALS) + 0
+        self._whole = points.astype(np.int64)
+        equal = (self._whole == points).all(axis=1)
+        self._is_whole = per_part(np.logical_and, equal, starts).tolist()
+
+    def coordinates(self, index: int) -> Iterator[bytes]:
+        """Those of an object: of its polygon, or of each of them."""
+        first, last = self._objects[index], self._objects[index + 1]
+        if last - first == 1:
+            yield from self._polygon(first)
+            return
+        for polygon in range(first, last):
+            yield b"[" if polygon == first else b","
+            yield from self._polygon(polygon)
+        yield b"]"
+
+    def _polygon(self, index: int) -> list[bytes]:
+        first, last = self._polygons[index], self._polygons[index + 1]
+        texts = []
+        for start in range(first, last, _RINGS):
+            rings = range(start, min(start + _RINGS, last))
+            texts.append(_dump([self._ring(ring) for ring in rings]))
+        # one list of rings out of several
+        texts[:-1] = [text[:-1] + b"," for text in texts[:-1]]
+        texts[1:] = [text[1:] for text in texts[1:]]
+        return texts
+
+    def _ring(self, index: int) -> NDArray[Any]:  # Any: of either kind of number
+        points = self._whole if self._is_whole[index] else self._points
+        return points[self._starts[index] : self._starts[index + 1]]
+
+
+def _dump(rings: list[NDArray[Any]]) -> bytes:
+    return orjson.dumps(rings, option=orjson.OPT_SERIALIZE_NUMPY)

@@ -12,6 +12,8 @@ from wsi_pipeline.publishing import staged
 from wsi_pipeline.pyramid import create_group
 from wsi_pipeline.regions import PatchGrid, Selection
 
+UNEXAMINED = -1.0
+"""Value of patches that a screening left out."""
 _FINEST = 8  # a pixel is never smaller than this part of a patch's side
 
 Heat = NDArray[np.float32]
@@ -47,7 +49,12 @@ def export_heat_map(
     grid = selection.grid
     step_px = lattice_step_px(grid, source.size_px)
     documents = heat_map_documents(
-        version, source, step_px, (grid.size_px - 1) / 2, sizes
+        version,
+        source,
+        step_px,
+        (grid.size_px - 1) / 2,
+        sizes,
+        screened=selection.weight is not None,
     )
     with staged(path) as temporary:
         group = create_group(temporary, documents)
@@ -69,8 +76,8 @@ def paint_heat_map(selection: Selection, slide_size_px: tuple[int, int]) -> list
     -------
     list of (h, w) float32 array
         The percentile of each patch, above 0 to 1: the share of the slide's patches
-        that score no more. Where there is no patch it is 0. Coarser levels average
-        the patches that there are.
+        that score no more. Where there is no patch it is 0, where one was not examined
+        `UNEXAMINED`. Coarser levels average the patches that were.
 
     Notes
     -----
@@ -90,7 +97,10 @@ def paint_heat_map(selection: Selection, slide_size_px: tuple[int, int]) -> list
     w, h = (max(0, -(-(n - grid.size_px) // step_px)) + 1 for n in slide_size_px)
     columns, rows = np.clip(-(-grid.corners.T // step_px), 0, [[w - 1], [h - 1]])
     levels = [np.zeros((h, w), np.float32)]
-    np.maximum.at(levels[0], (rows, columns), selection.percentile.astype(np.float32))
+    seen, values = selection.examined, selection.percentile.astype(np.float32)
+    np.maximum.at(levels[0], (rows[seen], columns[seen]), values[seen])
+    others = rows[~seen], columns[~seen]
+    levels[0][others] = np.where(levels[0][others] > 0, levels[0][others], UNEXAMINED)
     for _ in level_sizes((w, h), 1)[1:]:
         levels.append(_halved(levels[-1]))
     return levels
@@ -107,10 +117,13 @@ def lattice_step_px(grid: PatchGrid, slide_size_px: tuple[int, int]) -> int:
 
 
 def _halved(heat: Heat) -> Heat:
-    """Mean of the patches in each 2 x 2 pixels; 0 where there is none."""
+    """Mean of the examined patches in each 2 x 2 pixels; 0 where there is none."""
     h, w = heat.shape
     padded = np.pad(heat, ((0, h % 2), (0, w % 2)))
     w, h = halved((w, h))
     cells = padded.reshape(h, 2, w, 2)
-    count = (cells > 0).sum(axis=(1, 3))
-    return np.asarray(cells.sum(axis=(1, 3)) / np.maximum(count, 1), np.float32)
+    found = cells > 0
+    count = found.sum(axis=(1, 3))
+    means = (cells * found).sum(axis=(1, 3)) / np.maximum(count, 1)
+    unseen = (count == 0) & (cells < 0).any(axis=(1, 3))
+    return np.where(unseen, UNEXAMINED, means).astype(np.float32)

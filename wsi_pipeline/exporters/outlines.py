@@ -1,141 +1,192 @@
-"""Turns exact outlines on the mask's grid into those that are written to a file.
+"""Outlines of many objects as flat arrays, with what it takes to go through them."""
 
-Small holes are filled, outlines cut to the frame, simplified with shared borders kept.
-"""
-
-import math
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from wsi_pipeline.exporters.polygons import MaskObject
-from wsi_pipeline.exporters.sheet import Frame
-from wsi_pipeline.geometry import Box
-
-GRID_PX = 0.01
-"""QuPath rounds coordinates to this grid on import."""
+Ints = NDArray[np.int64]
+Points = NDArray[np.int32] | NDArray[np.int64] | NDArray[np.float64]
 
 
-def fill_holes(
-    outlines: NDArray[np.object_], min_hole_px: float
-) -> NDArray[np.object_]:
-    """Fill holes below an area, unless another outline lies in them.
+@dataclass(frozen=True)
+class Outlines:
+    """Polygons with holes, flat: shapely's ragged arrays, but with open rings.
+
+    Seen with y down, every ring has its object on the right hand: in numbers, shells
+    have an area above 0 and holes below 0.
 
     Parameters
     ----------
-    outlines : (n,) array of shapely.Polygon
-    min_hole_px : float
-        Holes of fewer square pixels are filled.
-
-    Returns
-    -------
-    (n,) array of shapely.Polygon
+    points : (k, 2) int or float64 array
+        x, y of the vertices of all rings; the last of a ring leads back to its first.
+    rings : (r + 1,) int64 array
+        Where each ring starts in `points`.
+    polygons : (p + 1,) int64 array
+        Where each polygon starts in `rings`; its first ring is the shell.
+    objects : (n + 1,) int64 array
+        Where each object starts in `polygons`.
     """
-    rings, owner = shapely.get_rings(outlines, return_index=True)
-    is_hole = np.diff(owner, prepend=-1) == 0
-    holes = np.asarray(shapely.polygons(rings))
-    small = is_hole & (shapely.area(holes) < min_hole_px)
-    if not small.any():
-        return outlines
-    candidates = np.flatnonzero(small)
-    tree = shapely.STRtree(outlines)
-    taken, _ = tree.query(holes[candidates], predicate="covers")
-    small[candidates[np.unique(taken)]] = False
-    result = outlines.copy()
-    for index in np.unique(owner[small]).tolist():
-        mine = slice(*np.searchsorted(owner, (index, index + 1)))
-        left = rings[mine][~small[mine]]
-        result[index] = shapely.Polygon(left[0], left[1:])
-    return result
+
+    points: Points
+    rings: Ints
+    polygons: Ints
+    objects: Ints
+
+    @classmethod
+    def assemble(
+        cls,
+        points: NDArray[np.int32],
+        rings: Ints,
+        owner: Ints,
+        is_shell: NDArray[np.bool_],
+    ) -> Self:
+        """Sort rings into polygons, one per object, the same whatever their order.
+
+        Parameters
+        ----------
+        points, rings
+            As above, rings in any order and starting anywhere.
+        owner : (r,) int64 array
+            Object of each ring, 0 to n - 1; each has one shell.
+        is_shell : (r,) bool array
+
+        Notes
+        -----
+        A ring starts at its first vertex in reading order, holes follow in that order.
+        """
+        lengths = np.diff(rings)
+        key = points[:, 1].astype(np.int64) << 32 | points[:, 0]
+        least = per_part(np.minimum, key, rings)
+        # a ring passes each of its vertices once
+        first = np.flatnonzero(key == np.repeat(least, lengths)) - rings[:-1]
+        order = np.lexsort((least, ~is_shell, owner))
+        sizes = lengths[order]
+        starts = offsets_of(sizes)
+        within = np.arange(len(points)) - np.repeat(starts[:-1], sizes)
+        turned = (within + np.repeat(first[order], sizes)) % np.repeat(sizes, sizes)
+        found = points[np.repeat(rings[:-1][order], sizes) + turned]
+        count = int(is_shell.sum())
+        polygons = offsets_of(np.bincount(owner, minlength=count))
+        return cls(found, starts, polygons, np.arange(count + 1))
+
+    @classmethod
+    def of_rings(cls, points: Points, rings: Ints) -> Self:
+        """One polygon per ring."""
+        each = np.arange(len(rings))
+        return cls(points, rings, each, each)
+
+    @classmethod
+    def of(cls, geometries: NDArray[np.object_]) -> Self:
+        """From Polygons and MultiPolygons, none empty, oriented as above."""
+        parts, owner = shapely.get_parts(geometries, return_index=True)
+        _, points, (rings, polygons) = shapely.to_ragged_array(parts)
+        last = np.zeros(len(points), bool)
+        last[np.asarray(rings[1:]) - 1] = True
+        opened = np.asarray(rings, np.int64) - np.arange(len(rings))
+        objects = offsets_of(np.bincount(owner, minlength=len(geometries)))
+        return cls(points[~last], opened, np.asarray(polygons, np.int64), objects)
+
+    def __len__(self) -> int:
+        return len(self.objects) - 1
+
+    @property
+    def ring_starts(self) -> Ints:
+        """(n + 1,) where each object's rings start."""
+        return self.polygons[self.objects]
+
+    @property
+    def point_starts(self) -> Ints:
+        """(n + 1,) where each object's points start."""
+        return self.rings[self.ring_starts]
+
+    def to_shapely(self) -> NDArray[np.object_]:
+        """(n,) Polygons, or MultiPolygons where an object has several."""
+        points, rings = self.closed()
+        parts = shapely.from_ragged_array(
+            shapely.GeometryType.POLYGON,
+            points.astype(np.float64),
+            (rings, self.polygons),
+        )
+        several = np.diff(self.objects) > 1
+        made = np.asarray(parts, object)[self.objects[:-1]]
+        for index in np.flatnonzero(several).tolist():
+            mine = slice(self.objects[index], self.objects[index + 1])
+            made[index] = shapely.MultiPolygon(list(parts[mine]))
+        return made
+
+    def closed(self) -> tuple[Points, Ints]:
+        """Points with each ring's first repeated at its end, and where rings start."""
+        firsts = self.points[self.rings[:-1]]
+        points = np.insert(self.points, self.rings[1:], firsts, axis=0)
+        return points, self.rings + np.arange(len(self.rings))
+
+    def steps(self) -> Points:
+        """(k, 2) vector from each point to the next of its ring."""
+        following = np.roll(self.points, -1, axis=0)
+        following[self.rings[1:] - 1] = self.points[self.rings[:-1]]
+        return following - self.points
+
+    def areas(self) -> NDArray[np.float64]:
+        """(n,) square pixels, exact for whole numbers."""
+        steps = self.steps()
+        # between the y axis and the border, at its middle
+        swept = (self.points[:, 0] + steps[:, 0] / 2) * steps[:, 1]
+        return per_part(np.add, swept, self.point_starts)
+
+    def lengths(self, scale: tuple[float, float]) -> NDArray[np.float64]:
+        """(n,) perimeters, holes included, of pixels that are `scale` wide and high."""
+        steps = self.steps() * np.array(scale)
+        return per_part(np.add, np.hypot(steps[:, 0], steps[:, 1]), self.point_starts)
+
+    def bounds(self) -> Points:
+        """(n, 4) left, top, right, bottom."""
+        starts = self.point_starts
+        low = per_part(np.minimum, self.points, starts)
+        return np.concatenate([low, per_part(np.maximum, self.points, starts)], axis=1)
+
+    def hold(self, points: Points) -> NDArray[np.bool_]:
+        """(n,) whether any of (q, 2) points lies in each, or on its border."""
+        found = np.zeros(len(self), bool)
+        tree = shapely.STRtree(np.asarray(shapely.points(points), object))
+        found[tree.query(self.to_shapely(), predicate="intersects")[0]] = True
+        return found
+
+    def take(self, which: Ints) -> Self:
+        """The outlines of some objects."""
+        parts, objects = members(self.objects, which)
+        rings, polygons = members(self.polygons, parts)
+        points, starts = members(self.rings, rings)
+        return type(self)(self.points[points], starts, polygons, objects)
 
 
-def place(
-    objects: tuple[MaskObject, ...],
-    *,
-    downsample: float,
-    frame: Frame,
-    tolerance_px: float,
-    min_hole_px: float,
-) -> NDArray[np.object_]:
-    """Bring outlines into the frame of the file.
+def offsets_of(lengths: Ints) -> Ints:
+    """(n + 1,) where parts of these lengths start, and the end of the last."""
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+
+def per_part[T: np.generic](
+    reduce: np.ufunc, values: NDArray[T], starts: Ints
+) -> NDArray[T]:
+    """Reduce the values of each part, none empty, that starts where `starts` says."""
+    if len(starts) == 1:
+        return values[:0]
+    return np.asarray(reduce.reduceat(values, starts[:-1], axis=0))
+
+
+def members(starts: Ints, which: Ints) -> tuple[Ints, Ints]:
+    """Indices of the members of some parts, and where each part starts among them.
 
     Parameters
     ----------
-    objects : tuple of MaskObject
-        All objects that are written; neighbours keep common borders.
-    downsample : float
-        Level-0 pixels per pixel of the mask.
-    frame : Frame
-        Where coordinates start; outlines are cut at its edges.
-    tolerance_px : float
-        Simplification, level-0 pixels; 0 keeps pixel edges.
-    min_hole_px : float
-        Smaller holes are filled, square pixels of the mask.
-
-    Returns
-    -------
-    (n,) array of shapely.Polygon or shapely.MultiPolygon
-        In pixels of level 0 from the frame's corner, valid on the 0.01-px grid; empty
-        where nothing of an object lies in the frame.
-
-    Notes
-    -----
-    Memory: about 200 bytes per vertex of all objects, since they share borders. On
-    smooth outlines the tolerance is what a border typically moves; the farthest points
-    move two to three times as far.
-
-    References
-    ----------
-    Visvalingam and Whyatt 1993, line simplification by triangle area, as GEOS applies
-    it to coverages.
+    starts : (n + 1,) int64 array
+        Where each part starts.
+    which : (k,) int64 array
+        Parts, in the wanted order.
     """
-    if not objects:
-        return np.empty(0, object)
-    outlines = fill_holes(np.array([o.outline for o in objects]), min_hole_px)
-    outlines = shapely.transform(outlines, lambda points: points * downsample)
-    outlines = _cut(outlines, frame.box)
-    if tolerance_px > 0:
-        simple = shapely.coverage_simplify(outlines, tolerance_px)
-        good = shapely.is_valid(simple) & ~shapely.is_empty(simple)
-        outlines = np.where(good, simple, outlines)
-    else:
-        outlines = shapely.simplify(outlines, 0)
-    shift = np.array(frame.offset_px)
-    outlines = shapely.transform(outlines, lambda points: points - shift)
-    outlines = shapely.set_precision(outlines, GRID_PX)
-    return np.array([_polygonal(o) for o in outlines.tolist()], dtype=object)
-
-
-def _cut(outlines: NDArray[np.object_], box: Box) -> NDArray[np.object_]:
-    """Cut outlines at the edges of a box; what lies outside becomes empty."""
-    limits = np.array([box.x, box.y, -box.right, -box.bottom])
-    bounds = shapely.bounds(outlines) * np.array([1, 1, -1, -1])
-    crossing = np.flatnonzero((bounds < limits).any(axis=1))
-    window = shapely.box(box.x, box.y, box.right, box.bottom)
-    result = outlines.copy()
-    for index in crossing.tolist():
-        result[index] = _polygonal(shapely.intersection(outlines[index], window))
-    return result
-
-
-def _polygonal(
-    geometry: shapely.Geometry,
-) -> shapely.Polygon | shapely.MultiPolygon:
-    """The areas of a geometry, oriented as RFC 7946 wants them, in a fixed order."""
-    parts = [
-        part
-        for part in shapely.get_parts(shapely.get_parts(geometry))
-        if isinstance(part, shapely.Polygon) and not part.is_empty
-    ]
-    if not parts:
-        return shapely.Polygon()
-    whole = parts[0] if len(parts) == 1 else shapely.MultiPolygon(parts)
-    return shapely.orient_polygons(shapely.normalize(whole))
-
-
-def pixel_tolerance(simplify_um: float, um_per_px: float) -> float:
-    """Tolerance in pixels, 0 where it would not remove a single pixel's corner."""
-    tolerance = simplify_um / um_per_px
-    # the smallest triangle on the pixel grid has half a square pixel
-    return tolerance if tolerance > math.sqrt(0.5) else 0.0
+    sizes = np.diff(starts)[which]
+    offsets = offsets_of(sizes)
+    shift = np.repeat(starts[:-1][which] - offsets[:-1], sizes)
+    return np.arange(offsets[-1]) + shift, offsets

@@ -1,9 +1,11 @@
 """What every exporter is told about the file it writes, besides the objects."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from wsi_pipeline.classes import MaskClass
+from wsi_pipeline.config import ExportOptions
 from wsi_pipeline.geometry import Box, Scale
 from wsi_pipeline.ngff import Source
 
@@ -37,6 +39,12 @@ class Frame:
         return self.box.x, self.box.y
 
 
+def packed_name(path: Path, options: ExportOptions) -> Path:
+    """The name of a file with the ending that the options ask for, where it lacks."""
+    ending = options.ending
+    return path if path.name.endswith(ending) else path.with_name(path.name + ending)
+
+
 @dataclass(frozen=True)
 class Sheet:
     """What a file says about itself, besides its objects.
@@ -55,8 +63,10 @@ class Sheet:
         Names and colours.
     run : tuple of (str, str)
         Short facts (model, version, run) that go with every object.
-    gzip : bool
-        Compress.
+    objects : str
+        What QuPath makes of the objects: "annotation" or "detection".
+    group : str
+        What is a feature: each "object", or all of a "class".
     """
 
     slide_id: str
@@ -65,7 +75,8 @@ class Sheet:
     pixel_um2: float
     classes: tuple[MaskClass, ...]
     run: tuple[tuple[str, str], ...]
-    gzip: bool = False
+    objects: str = "annotation"
+    group: str = "object"
 
     def header(self) -> dict[str, Any]:
         """JSON values that a file states of itself, in its frame's pixels."""

@@ -10,14 +10,18 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from wsi_pipeline.classes import MaskClass
 from wsi_pipeline.errors import ModelError, UnknownNameError
+from wsi_pipeline.models.calibration import Calibration
 from wsi_pipeline.publishing import publish_json, sha256_file
 
 SHIPPED = Path(__file__).parent / "shipped"
 """Folder of the models that come with the package, one folder per model."""
 
 
-OWN_LABELS = ("tissue", "coverage", "confidence")
-"""Labels of every slide, beside the one that bears the model's name."""
+OWN_LABELS = ("tissue", "coverage", "confidence", "annotations")
+"""Labels of a slide beside the one that bears the model's name."""
+FEATURE_ENCODERS = ("features:", "ips-features:")
+"""How the names of encoders begin that read features; the features' length follows."""
+_SAME_WIDTH = 0.01  # of a patch, relative: as near as grids must be to their model
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -62,6 +66,25 @@ class SelectorCard(_Card):
     training: dict[str, Any]
     metrics: dict[str, Any]
 
+    @property
+    def inputs(self) -> int:
+        """Length F of the features that it reads; 0 where it reads pixels."""
+        encoder = str(self.architecture.get("encoder"))
+        length = encoder.partition(":")[2]
+        reads = encoder.startswith(FEATURE_ENCODERS) and length.isdecimal()
+        return int(length) if reads else 0
+
+
+class ScreenCard(SelectorCard):
+    """A small selector that sees the same patches coarser, and says which are worth it.
+
+    `top_m` is that of the selector whose choice it foretells.
+    """
+
+    file: str = "screen.safetensors"
+    selector_sha256: str = Field(description="of the selector that it was trained from")
+    calibration: Calibration
+
 
 class SegmenterCard(_Card):
     """The segmenter and its density net."""
@@ -91,6 +114,9 @@ class ModelCard(_Card):
     segmenter: SegmenterCard | None = Field(
         None, description="none in a model that only selects"
     )
+    screen: ScreenCard | None = Field(
+        None, description="none in a model that always looks at all patches"
+    )
 
     def need_segmenter(self) -> SegmenterCard:
         """The segmenter.
@@ -106,6 +132,33 @@ class ModelCard(_Card):
                 "`wsi train segment` into its folder adds one"
             )
         return self.segmenter
+
+    def need_screen(self) -> ScreenCard:
+        """The screen.
+
+        Raises
+        ------
+        ModelError
+            If the model has none, or one that does not belong to its selector.
+        """
+        if self.screen is None:
+            raise ModelError(
+                f"model {self.name!r} has no screen; `wsi train screen` adds one, "
+                "--screen off does without"
+            )
+        own, seen = self.screen, self.selector
+        if own.selector_sha256 != seen.sha256:
+            raise ModelError(
+                f"the screen of model {self.name!r} was trained from another selector; "
+                "`wsi train screen` makes a new one, --screen off does without"
+            )
+        widths = own.patch_px * own.mpp, seen.patch_px * seen.mpp
+        if abs(widths[0] / widths[1] - 1) > _SAME_WIDTH:
+            raise ModelError(
+                f"the screen of model {self.name!r} sees patches of {widths[0]:g} um, "
+                f"its selector of {widths[1]:g} um"
+            )
+        return own
 
     @property
     def mask_classes(self) -> tuple[MaskClass, ...]:
@@ -127,7 +180,7 @@ class ModelFolder:
     ----------
     path : Path
         Folder with ``card.json``, ``selector.safetensors`` and, unless it only
-        selects, ``segmenter.safetensors``.
+        selects, ``segmenter.safetensors``; with a screen, ``screen.safetensors``.
     card : ModelCard
         The card.
     """

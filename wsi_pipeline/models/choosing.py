@@ -19,8 +19,34 @@ class Choice(NamedTuple):
     rank: NDArray[np.int64]
     chosen: NDArray[np.bool_]
 
+    def spread(self, ids: NDArray[np.int64], count: int) -> "Choice":
+        """The choice among n patches of which these were examined, all others after.
 
-def choose_patches(logits: NDArray[np.floating], top_m: int) -> Choice:
+        Parameters
+        ----------
+        ids : (k,) int64 array
+            Ascending.
+        count : int
+            n.
+
+        Returns
+        -------
+        Choice
+            The others have no score (NaN) and the last ranks, by id.
+        """
+        score, rank = np.full(count, np.nan), np.empty(count, np.int64)
+        chosen, others = np.zeros(count, np.bool_), np.ones(count, np.bool_)
+        others[ids] = False
+        score[ids], rank[ids], chosen[ids] = self
+        rank[others] = np.arange(len(ids), count)
+        return Choice(score, rank, chosen)
+
+
+def choose_patches(
+    logits: NDArray[np.floating],
+    top_m: int,
+    weight: NDArray[np.float64] | None = None,
+) -> Choice:
     """Exact selection: one softmax over all patches per channel, mean, top M.
 
     Parameters
@@ -29,6 +55,8 @@ def choose_patches(logits: NDArray[np.floating], top_m: int) -> Choice:
         Attention logit per patch and channel.
     top_m : int
         M; all patches are chosen where there are no more.
+    weight : (n,) float64 array, optional
+        How many patches each stands for in the softmax; left out, for itself.
 
     Returns
     -------
@@ -50,7 +78,7 @@ def choose_patches(logits: NDArray[np.floating], top_m: int) -> Choice:
     Bergner et al., ICLR 2023: attention averaged over heads, then over queries; here
     with the normaliser of all patches instead of the current buffer's.
     """
-    score = _attention(_finite(logits))
+    score = _attention(finite(logits), weight)
     rank = _rank(-score)
     return Choice(score, rank, rank < top_m)
 
@@ -60,6 +88,7 @@ def choose_as_published(
     top_m: int,
     chunk: int,
     order: NDArray[np.integer],
+    weight: NDArray[np.float64] | None = None,
 ) -> Choice:
     """Iterative selection: a buffer of M patches meets the others, a chunk at a time.
 
@@ -73,6 +102,8 @@ def choose_as_published(
         I, patches that meet the buffer per round; the last round may have fewer.
     order : (n,) int array
         Patch ids as they come; the first M fill the buffer.
+    weight : (n,) float64 array, optional
+        See `choose_patches`; the buffer knows none.
 
     Returns
     -------
@@ -96,34 +127,42 @@ def choose_as_published(
     Bergner et al., ICLR 2023, algorithm 1, and its official code (benbergner/ips,
     4c17c1d), where ties fall as the device's top-k has it; here to the lower patch id.
     """
-    wide = _finite(logits)
+    wide = finite(logits)
     buffer = order[:top_m]
     for start in range(top_m, len(order), chunk):
         met = np.concatenate([buffer, order[start : start + chunk]])
         buffer = met[np.lexsort((met, -_attention(wide[met])))[:top_m]]
     chosen = np.zeros(len(wide), np.bool_)
     chosen[buffer] = True
-    score = _attention(wide)
+    score = _attention(wide, weight)
     return Choice(score, _rank(-score, ~chosen), chosen)
 
 
-def _finite(logits: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Widen the logits; among numbers that are not finite there is no order."""
+def finite(logits: NDArray[np.floating], net: str = "selector") -> NDArray[np.float64]:
+    """Widen logits, (n, C); among numbers that are not finite there is no order.
+
+    Raises
+    ------
+    ModelError
+        If one is not finite; names the net.
+    """
     wrong = ~np.isfinite(logits).all(axis=1)
     if wrong.any():
         raise ModelError(
-            f"the selector gave no finite logit for {int(wrong.sum())} of "
+            f"the {net} gave no finite logit for {int(wrong.sum())} of "
             f"{len(logits)} patches, the first is patch {int(wrong.argmax())}; "
             "its weights are damaged or do not fit"
         )
     return logits.astype(np.float64)
 
 
-def _attention(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+def _attention(
+    logits: NDArray[np.float64], weight: NDArray[np.float64] | None = None
+) -> NDArray[np.float64]:
     """Softmax over the patches per channel, mean over the channels: (n, C) to (n,)."""
-    weights = np.exp(logits - logits.max(axis=0, initial=-np.inf))
-    weights /= weights.sum(axis=0)
-    return weights.mean(axis=1)
+    share = np.exp(logits - logits.max(axis=0, initial=-np.inf))
+    share /= share.sum(axis=0) if weight is None else weight @ share
+    return share.mean(axis=1)
 
 
 def _rank(*keys: NDArray[np.generic]) -> NDArray[np.int64]:

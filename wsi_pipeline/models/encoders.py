@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from wsi_pipeline.errors import ConfigError, ModelError, UnknownNameError
+from wsi_pipeline.models.cards import FEATURE_ENCODERS
 from wsi_pipeline.models.resizer import Resizer, group_norm
 from wsi_pipeline.registry import Registry
 
@@ -28,6 +29,7 @@ ENCODERS = Registry(
         "resnet50": f"{_RESNET}:resnet50",
         "resnet18-frozen": f"{_RESNET}:resnet18_frozen",
         "resnet50-frozen": f"{_RESNET}:resnet50_frozen",
+        "coarse": "wsi_pipeline.models.encoders:CoarseEncoder",
     },
 )
 """Encoders by name: callables that make one from its width D.
@@ -111,7 +113,7 @@ def build_encoder(
 
 def reads_features(name: str) -> bool:
     """Whether an encoder of this name reads features instead of pixels."""
-    return name.startswith(("features:", "ips-features:"))
+    return name.startswith(FEATURE_ENCODERS)
 
 
 def frozen_name(name: str) -> str:
@@ -227,6 +229,36 @@ class SmallEncoder(nn.Module):
         x = self.down2(x)
         x = x + self.stage3(x)
         # the mean tells the texture, the maximum the single odd structure
+        pooled = torch.cat([x.mean((2, 3)), x.amax((2, 3))], dim=1)
+        return as_tensor(self.norm(self.project(pooled)))
+
+
+class CoarseEncoder(nn.Module):
+    """A 0.03 M parameter CNN for coarse patches of about 32 px, as screens see them.
+
+    Parameters
+    ----------
+    width : int
+        Length D of an embedding.
+
+    Notes
+    -----
+    1.4 MFLOP per patch of 32 px: 1.7 % of what the small encoder takes at 128 px. One
+    more stage, for twice the work, kept no fewer patches for the same recall.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.input = PatchInput()
+        self.stem = _block(3, 16, stride=2)
+        self.down1 = _block(16, 32, stride=2)
+        self.down2 = _block(32, 64, stride=2)
+        self.project = nn.Linear(2 * 64, width)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Embed patches: (n, 3, p, p) to (n, D)."""
+        x = self.down2(self.down1(self.stem(self.input(patches))))
         pooled = torch.cat([x.mean((2, 3)), x.amax((2, 3))], dim=1)
         return as_tensor(self.norm(self.project(pooled)))
 

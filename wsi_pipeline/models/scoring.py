@@ -14,9 +14,10 @@ from wsi_pipeline.config import SelectOptions
 from wsi_pipeline.models.budget import (
     resolve_device,
 )
-from wsi_pipeline.models.cards import ModelFolder
+from wsi_pipeline.models.cards import ModelFolder, SelectorCard
 from wsi_pipeline.models.carrying import open_lane
 from wsi_pipeline.models.encoders import reads_features
+from wsi_pipeline.models.flops import count_flops
 from wsi_pipeline.models.planning import Workload, planned
 from wsi_pipeline.models.precision import (
     Precision,
@@ -61,18 +62,42 @@ def settle(options: SelectOptions) -> Setting:
     )
 
 
-def load_selector(model: ModelFolder) -> SelectorNet:
+def load_selector(model: ModelFolder, part: SelectorCard | None = None) -> SelectorNet:
     """Build a model's selector and load its weights, in eval mode, on the CPU.
+
+    Parameters
+    ----------
+    part : SelectorCard, optional
+        Another one whose weights lie in the folder, such as the screen.
 
     Raises
     ------
     ModelError
         If the card or the weights do not fit.
     """
-    card = model.card.selector
-    net = SelectorNet(SelectorShape.from_json(card.architecture), card.tasks)
+    card = part or model.card.selector
+    net = _build(card)
     load_state(net, model.weights(card))
     return net.eval()
+
+
+def patch_flops(card: SelectorCard) -> int:
+    """FLOPs of encoding one patch; see `count_flops`.
+
+    Raises
+    ------
+    ModelError
+        If the card does not fit.
+    """
+    with torch.device("meta"):
+        net = _build(card)
+        side = card.patch_px
+        patch = torch.empty((1, 3, side, side), dtype=torch.uint8)
+        return count_flops(net.encoder, patch)
+
+
+def _build(card: SelectorCard) -> SelectorNet:
+    return SelectorNet(SelectorShape.from_json(card.architecture), card.tasks)
 
 
 @contextmanager
@@ -81,6 +106,7 @@ def open_scorer(
     options: SelectOptions,
     count: int,
     *,
+    part: SelectorCard | None = None,
     batch: int | None = None,
     cache: Path | None = None,
 ) -> Iterator[PatchScorer]:
@@ -94,6 +120,8 @@ def open_scorer(
         Device, memory, precision.
     count : int
         Number of patches to come; the batch is not planned larger.
+    part : SelectorCard, optional
+        See `load_selector`.
     batch : int, optional
         Not larger than this either: the batch of a pass that goes on.
     cache : Path, optional
@@ -115,8 +143,8 @@ def open_scorer(
     """
     device = resolve_device(options.device)
     setting = settle(options)
-    net = load_selector(model).to(device)
-    card = model.card.selector
+    card = part or model.card.selector
+    net = load_selector(model, card).to(device)
     precision = setting.precision
     if options.precision == "auto" and not takes_bfloat16(net.encoder):
         precision = "float32"
@@ -124,7 +152,7 @@ def open_scorer(
     largest = min(_LARGEST_BATCH[device.type], 1 << max(0, count - 1).bit_length())
     side = card.patch_px
     workload = Workload(
-        "selector",
+        "selector" if part is None else "screen",
         net,
         (card.sha256, precision, f"{side} px"),
         partial(warm_up, net, side),

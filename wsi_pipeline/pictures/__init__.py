@@ -91,8 +91,7 @@ def overlay(pyramid: Pyramid, masks: MaskPyramid) -> Image.Image:
     picture = _hatched(picture, missing)
     entries = [Entry(plain(c.rgb), c.name) for c in masks.classes if c.value > 0]
     if missing.any():
-        swatch = _hatched(plain((255, 255, 255)), np.ones((14, 22), np.bool_))
-        entries.append(Entry(swatch, "Not computed"))
+        entries.append(Entry(_swatch(), "Not computed"))
     return _with_legend(picture, pyramid, entries)
 
 
@@ -100,7 +99,8 @@ def attention(pyramid: Pyramid, selection: Selection) -> Image.Image:
     """The slide under a heat map of attention, with the chosen patches outlined.
 
     Colours show the rank of a patch among all patches, not its score: attention is so
-    uneven that most patches would look alike.
+    uneven that most patches would look alike. After a screening the rank is estimated,
+    and patches that were not examined are hatched.
 
     Parameters
     ----------
@@ -118,14 +118,20 @@ def attention(pyramid: Pyramid, selection: Selection) -> Image.Image:
     grid = selection.grid
     boxes = [placed(grid.box(patch), pyramid, picture) for patch in range(len(grid))]
     heat = np.full(picture.shape[:2], -1, np.int16)
+    left_out = np.zeros(heat.shape, np.bool_)
     last = max(1, len(grid) - 1)
+    seen, places = selection.examined, selection.rank.astype(np.float64)
+    if selection.weight is not None:
+        places = len(grid) * (1 - selection.percentile)
     for patch in np.argsort(-selection.rank, kind="stable"):  # the best on top
         box = boxes[patch]
-        heat[box.rows, box.columns] = 255 - round(
-            255 * int(selection.rank[patch]) / last
-        )
+        if seen[patch]:
+            heat[box.rows, box.columns] = 255 - round(255 * float(places[patch]) / last)
+        else:
+            left_out[box.rows, box.columns] = True
     colours = _ramp()
     picture = _blend(picture, colours[np.maximum(heat, 0)], heat >= 0, _HEAT)
+    picture = _hatched(picture, left_out & (heat < 0))
     image = Image.fromarray(picture)
     draw = ImageDraw.Draw(image)
     for patch in np.flatnonzero(selection.chosen):
@@ -154,7 +160,7 @@ def _attention_entries(selection: Selection) -> list[Entry]:
     frame = Image.new("RGB", (22, 14), (255, 255, 255))
     outline(ImageDraw.Draw(frame), Box(1, 0, 20, 14))
     share = 100 * selection.captured_mass
-    return [
+    entries = [
         Entry(ramp, f"attention, from the least to the most of {count} patches"),
         Entry(
             np.asarray(frame),
@@ -162,6 +168,10 @@ def _attention_entries(selection: Selection) -> list[Entry]:
             framed=False,
         ),
     ]
+    others = count - int(selection.examined.sum())
+    if others:
+        entries.append(Entry(_swatch(), f"{others} not examined after a coarse look"))
+    return entries
 
 
 def _with_legend(
@@ -204,6 +214,11 @@ def _hatched(picture: Picture, where: NDArray[np.bool_]) -> Picture:
     lines = where & ((np.arange(h)[:, None] + np.arange(w)) % _HATCH_PX == 0)
     grey = np.full_like(picture, _HATCH_GREY)
     return _blend(picture, grey, lines, 0.7)
+
+
+def _swatch() -> Picture:
+    """What is hatched, for a legend."""
+    return _hatched(plain((255, 255, 255)), np.ones((14, 22), np.bool_))
 
 
 def _edges(values: NDArray[np.uint8]) -> NDArray[np.bool_]:

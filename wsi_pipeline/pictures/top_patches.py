@@ -75,11 +75,13 @@ def _words(selection: Selection, shown: NDArray[np.int64]) -> tuple[str, str]:
         f"{100 * share:.0f} %"
         for share in (selection.score[shown].sum(), selection.captured_mass)
     )
+    examined = int(selection.examined.sum())
+    looked = f" ({examined:,} examined)" if examined < count else ""
     return (
         f"Patches with the most attention: {len(shown)} of {chosen} chosen",
         f"Attention on those shown: {part}, on the chosen: {all_of_it}; patches in "
-        f"all: {count:,}, each {width_um:.0f} um wide. Research use only, not for "
-        "diagnosis.",
+        f"all: {count:,}{looked}, each {width_um:.0f} um wide. Research use only, not "
+        "for diagnosis.",
     )
 
 

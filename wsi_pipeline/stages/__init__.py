@@ -7,8 +7,9 @@ from typing import Any
 
 from wsi_pipeline.cluster import Workers
 from wsi_pipeline.config import RunConfig
-from wsi_pipeline.errors import ConfigError
-from wsi_pipeline.models.cards import ModelFolder
+from wsi_pipeline.errors import ConfigError, RegionError
+from wsi_pipeline.features import FeatureFile
+from wsi_pipeline.models.cards import ModelCard, ModelFolder
 from wsi_pipeline.places import Place
 from wsi_pipeline.readers import open_slide
 from wsi_pipeline.registry import Registry
@@ -45,12 +46,15 @@ class SlideJob:
         um/px of level 0 from the samplesheet.
     tissue : Path, optional
         The user's tissue mask for this slide.
+    features : Path, optional
+        Features of its patches, for a model that reads them.
     """
 
     slide_id: str
     path: Place
     mpp: float | None = None
     tissue: Path | None = None
+    features: Path | None = None
 
     def open(self, config: RunConfig) -> Slide:
         """Open the slide with the scale from the samplesheet or the config.
@@ -63,6 +67,28 @@ class SlideJob:
         if self.mpp is not None:
             return open_slide(self.path, mpp=self.mpp, mpp_source="samplesheet")
         return open_slide(self.path, mpp=config.mpp, mpp_source="--mpp")
+
+
+def check_features(card: ModelCard, features: Path | None, slide_id: str) -> None:
+    """Refuse a slide without the features that its model reads, or with unused ones.
+
+    Raises
+    ------
+    ConfigError
+        In both cases; names the slide and the options.
+    """
+    inputs = card.selector.inputs
+    if inputs and features is None:
+        raise ConfigError(
+            f"{slide_id}: model {card.name!r} reads features of length {inputs}, not "
+            "pixels; name the slide's file of them in the samplesheet's column "
+            "features, or with --features (`wsi tissue`, `wsi select`)"
+        )
+    if features is not None and not inputs:
+        raise ConfigError(
+            f"{slide_id}: model {card.name!r} reads pixels and would not use "
+            f"{features}; leave the samplesheet's column features, or --features, out"
+        )
 
 
 @dataclass(frozen=True)
@@ -83,6 +109,9 @@ class SlideRun:
         Called with (stage, done, total).
     workers : Workers, optional
         Who tiles; left out, threads of this process.
+    features : Path, optional
+        Features of the slide's patches; needed by "tissue" and "select" where the
+        model reads them.
     """
 
     folder: SlideFolder
@@ -91,6 +120,7 @@ class SlideRun:
     job: SlideJob | None = None
     progress: Progress | None = None
     workers: Workers | None = None
+    features: Path | None = None
 
     def ticker(self, stage: str) -> Callable[[int, int], None]:
         """Progress of one stage."""
@@ -112,3 +142,25 @@ class SlideRun:
         if self.model is None:
             raise ConfigError("this stage needs --model")
         return self.model
+
+    def open_features(self) -> FeatureFile | None:
+        """The features of the patches, none read yet; None where pixels are read.
+
+        Raises
+        ------
+        ConfigError
+            If the model reads features and there are none, or the other way round.
+        RegionError
+            If the file cannot be read, or the model reads features of another length.
+        """
+        card = self.need_model().card
+        check_features(card, self.features, self.folder.slide_id)
+        if self.features is None:
+            return None
+        file = FeatureFile.open(self.features)
+        if file.width != card.selector.inputs:
+            raise RegionError(
+                f"{file.path}: features of length {file.width}, model {card.name!r} "
+                f"reads {card.selector.inputs}; extract them as those it was trained on"
+            )
+        return file

@@ -8,7 +8,7 @@ from wsi_pipeline.regions import Selection
 from wsi_pipeline.stages import SlideRun
 
 _NAME = "attention.geojson"
-_OPTIONS = ("detections", "frame", "gzip")
+_OPTIONS = ("detections", "frame", "gzip", "zip")
 
 
 def publish_detections(run: SlideRun) -> list[Path]:
@@ -28,7 +28,9 @@ def publish_detections(run: SlideRun) -> list[Path]:
     folder, options = run.folder, run.config.export
     card = run.need_model().card
     exported = folder.record("export")
-    if exported and any(exported.options[k] != getattr(options, k) for k in _OPTIONS):
+    asked = {name: getattr(options, name) for name in _OPTIONS}
+    # an export of before an option was there lacks it
+    if exported and any(exported.options.get(k) != v for k, v in asked.items()):
         folder.withdraw(["export"])
     path = export_detections(
         Selection.load(folder.selection),

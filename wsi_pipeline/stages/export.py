@@ -22,6 +22,7 @@ def publish(run: SlideRun) -> Published:
         slide_id=folder.slide_id,
         run={"model": card.name, "model_version": card.version},
         confidence=pyramid.masks("confidence"),
+        workers=run.config.tile.workers,
     )
     folder.keep_one_form(_NAME, summary.path)
     patches = publish_detections(run)

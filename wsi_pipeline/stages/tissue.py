@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from wsi_pipeline.features import digest_features
 from wsi_pipeline.publishing import sha256_file, staged
 from wsi_pipeline.pyramid import Pyramid
 from wsi_pipeline.stages import Published, SlideRun
@@ -9,12 +10,20 @@ from wsi_pipeline.tissue import find_tissue, label_tissue, lay_patches
 
 
 def publish(run: SlideRun) -> Published:
-    """Pyramid -> tissue.png, labels/tissue and patches.parquet."""
+    """Pyramid -> tissue.png, labels/tissue and patches.parquet.
+
+    Where features are given, the patches are those of their file, on whatever tissue
+    its maker found; the mask then only says where something is reported.
+    """
     folder, options = run.folder, run.config.tissue
     part = run.need_model().card.selector
-    pyramid = Pyramid(folder.pyramid)
+    pyramid, file = Pyramid(folder.pyramid), run.open_features()
+    source = pyramid.source
     tissue = find_tissue(pyramid, options)
-    grid = lay_patches(tissue, pyramid.source.size_px, part.patch_px, part.mpp, options)
+    if file is None:
+        grid = lay_patches(tissue, source.size_px, part.patch_px, part.mpp, options)
+    else:
+        grid = file.grid(part.patch_px, part.mpp, source.scale, source.size_px)
     with staged(folder.tissue) as path:
         tissue.save(path)
     label_tissue(pyramid, tissue, folder.label("tissue"))
@@ -27,4 +36,6 @@ def publish(run: SlideRun) -> Published:
     }
     if options.mask is not None:
         facts["mask_sha256"] = sha256_file(options.mask)
+    if file is not None:
+        facts["features_sha256"] = digest_features(file.path)
     return [folder.tissue, folder.label("tissue"), folder.patches], facts

@@ -11,6 +11,7 @@ from wsi_pipeline.errors import ConfigError, ModelError, UnknownNameError
 from wsi_pipeline.models.cards import (
     ClassCard,
     ModelCard,
+    ScreenCard,
     SegmenterCard,
     SelectorCard,
     model_name,
@@ -210,6 +211,7 @@ def publish_part(
         ),
         selector=selector,
         segmenter=segmenter,
+        screen=_fitting_screen(out, selector),
     )
     write_card(out, card)
     publish_bytes(out / "LICENSE", facts.licence_text.encode())
@@ -278,6 +280,13 @@ def _with_labels(facts: DatasetFacts, selector: SelectorCard) -> DatasetFacts:
         "Its weights are under the terms of who owns these slides.\n"
         "Not for diagnosis.\n",
     )
+
+
+def _fitting_screen(out: Path, selector: SelectorCard) -> ScreenCard | None:
+    """The screen that is there, if it was trained from this selector."""
+    screen = read_card(out).screen if (out / "card.json").is_file() else None
+    fits = screen is not None and screen.selector_sha256 == selector.sha256
+    return screen if fits else None
 
 
 def _other[Part: (SelectorCard, SegmenterCard)](

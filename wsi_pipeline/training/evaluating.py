@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.classes import MaskClass
 from wsi_pipeline.errors import ConfigError
-from wsi_pipeline.metrics import bootstrap_interval, dice, iou, mean_iou
+from wsi_pipeline.metrics import bootstrap_interval, by_group, dice, iou, mean_iou
 from wsi_pipeline.models.cards import ModelFolder, SegmenterCard
 from wsi_pipeline.models.segmenter import load_segmenter
 from wsi_pipeline.models.spec import SegmenterSpec
@@ -292,13 +292,6 @@ def _names(arms: Sequence[_Arm]) -> list[str]:
         ", ".join([arm.strategy, *(f"{k} {found[k]}" for k in differ if k in found)])
         for arm, found in zip(arms, settings, strict=True)
     ]
-
-
-def by_group(counts: NDArray[np.int64], groups: Sequence[str]) -> NDArray[np.int64]:
-    """Sum (n, k, k + 1) counts over what belongs together, (groups, k, k + 1)."""
-    names = sorted(set(groups))
-    owner = np.array([names.index(group) for group in groups])
-    return np.stack([counts[owner == index].sum(axis=0) for index in range(len(names))])
 
 
 def publish_reports(folder: Path, reports: Sequence[ArmReport]) -> None:

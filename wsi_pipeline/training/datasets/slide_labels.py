@@ -1,16 +1,17 @@
 """Labels of a slide, drawn or painted, as classes of the pixels of any region."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import shapely
 from numpy.typing import NDArray
-from rasterio.features import rasterize
 
 from wsi_pipeline.annotations import read_annotations
+from wsi_pipeline.annotations.classing import ClassMap, class_areas
+from wsi_pipeline.annotations.frames import Frame
+from wsi_pipeline.annotations.painting import Areas
 from wsi_pipeline.classes import MaskClass
 from wsi_pipeline.errors import ConfigError, RegionError, SlideError
 from wsi_pipeline.geometry import Box
@@ -19,16 +20,8 @@ from wsi_pipeline.training.datasets.codes import IndexCodes
 from wsi_pipeline.training.datasets.files import read_index
 from wsi_pipeline.training.datasets.record import UNLABELLED
 
-
-@dataclass(frozen=True)
-class DrawnArea:
-    """A drawn area: class, and geometry in level-0 pixels."""
-
-    kind: int
-    geometry: shapely.Geometry
-
-
-Labels = tuple[DrawnArea, ...] | NDArray[np.uint8]
+Labels = Areas | NDArray[np.uint8]
+"""Drawn areas in level-0 pixels, or a label image of the whole slide."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +35,22 @@ class LabelledSlide:
     path, labels : Path
         Of the slide and the annotations.
     info : SlideInfo
+    frame : "auto", "qupath", "level0" or "halo"
+        Where coordinates of annotations start.
     """
 
     name: str
     path: Path
     labels: Path
     info: SlideInfo
+    frame: Frame = "auto"
 
-    def load_labels(self, classes: tuple[MaskClass, ...], codes: IndexCodes) -> Labels:
+    def load_labels(
+        self,
+        classes: tuple[MaskClass, ...],
+        codes: IndexCodes,
+        class_map: ClassMap = ClassMap(),  # noqa: B008  # frozen
+    ) -> Labels:
         """Drawn areas, or the label image as (h, w) uint8.
 
         Raises
@@ -60,23 +61,12 @@ class LabelledSlide:
         """
         if self.labels.suffix.lower() == ".png":
             return self._label_image(codes)
-        bounds = self.info.bounds
         with naming(self.labels):
-            drawn = read_annotations(self.labels, offset_px=(bounds.x, bounds.y))
-        values = {kind.name: kind.value for kind in classes}
-        found = []
-        for item in drawn:
-            if item.class_name is None or shapely.area(item.geometry) == 0:
-                continue
-            if item.class_name not in values:
-                raise ConfigError(
-                    f"{self.labels}: class {item.class_name!r} is not in classes.csv; "
-                    f"there are {', '.join(values)}"
-                )
-            found.append(DrawnArea(values[item.class_name], item.geometry))
-        if not found:
+            drawn = read_annotations(self.labels, slide=self.info, frame=self.frame)
+            areas = class_areas(drawn, classes, class_map, unnamed="leave out")
+        if not areas:
             raise ConfigError(f"{self.labels}: no area with a class")
-        return tuple(found)
+        return areas
 
     def _label_image(self, codes: IndexCodes) -> NDArray[np.uint8]:
         labels = codes.decode(read_index(self.labels), self.labels)
@@ -90,20 +80,13 @@ class LabelledSlide:
         return labels
 
 
-def draw_areas(areas: Sequence[DrawnArea], box: Box, side_px: int) -> NDArray[np.uint8]:
-    """Areas as (side_px, side_px) classes; a pixel counts when its centre does."""
-    corner, factor = np.array([box.x, box.y]), box.w / side_px
-    frame = shapely.box(box.x, box.y, box.right, box.bottom)
-    shapes = [
-        (shapely.transform(one.geometry, lambda p: (p - corner) / factor), one.kind)
-        for one in areas
-        if shapely.intersects(one.geometry, frame)
-    ]
-    shape = side_px, side_px
-    if not shapes:
-        return np.full(shape, UNLABELLED, np.uint8)
-    drawn = rasterize(shapes, out_shape=shape, fill=UNLABELLED, dtype="uint8")
-    return np.asarray(drawn, np.uint8)
+def label_region(
+    labels: Labels, slide_px: tuple[int, int], box: Box, side_px: int
+) -> NDArray[np.uint8]:
+    """Classes under a square box of a slide, (side_px, side_px); 255 = no label."""
+    if isinstance(labels, Areas):
+        return labels.paint(box, (side_px, side_px), UNLABELLED)
+    return sample_labels(labels, slide_px, box, side_px)
 
 
 def sample_labels(
@@ -130,5 +113,5 @@ def naming(path: object) -> Iterator[None]:
     """Turn refusals of slides and annotations into one that names the file."""
     try:
         yield
-    except (SlideError, RegionError) as error:
+    except (SlideError, RegionError, ConfigError) as error:
         raise ConfigError(f"{path}: {error}") from error

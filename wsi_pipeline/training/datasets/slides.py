@@ -3,9 +3,13 @@
 ::
 
     slides/a.svs            any slide that `open_slide` takes
-    annotations/a.geojson   drawn areas with classes, in QuPath's frame (or .json, .gz)
+    annotations/a.geojson   drawn areas with classes: QuPath (also .json, .gz), Darwin;
+                            a.xml of ImageScope or ASAP; a.annotations of HALO
     annotations/a.png       or: a label image of the whole slide, one value per pixel
     classes.csv             value,name,r,g,b; drawn areas go by the name
+    class_map.csv           optional: drawn,class for names that are not the classes'
+    frame.txt               optional: where drawn coordinates start, if not as usual for
+                            their program: qupath (the scan's bounds), level0 or halo
     mpp.txt                 wanted um/px, one number (or the option mpp)
     split.csv               optional: name,group and, optional, split, a row per slide
 
@@ -22,7 +26,10 @@ import shapely
 from numpy.typing import NDArray
 from PIL import Image
 
-from wsi_pipeline.annotations import READERS
+from wsi_pipeline.annotations import ending_of, endings
+from wsi_pipeline.annotations.classing import ClassMap
+from wsi_pipeline.annotations.frames import Frame, check_frame
+from wsi_pipeline.annotations.painting import Areas
 from wsi_pipeline.classes import MaskClass
 from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.geometry import Box
@@ -40,13 +47,11 @@ from wsi_pipeline.training.datasets.record import (
 from wsi_pipeline.training.datasets.slide_labels import (
     LabelledSlide,
     Labels,
-    draw_areas,
+    label_region,
     naming,
-    sample_labels,
 )
 
 _KEEP_SLIDES = 4
-_ENDINGS = (*READERS.names(), ".png")
 
 
 @dataclass(frozen=True)
@@ -84,9 +89,10 @@ class _SlideLabels:
     rows: tuple[LabelledSlide, ...]
     classes: tuple[MaskClass, ...]
     codes: IndexCodes
+    class_map: ClassMap
 
     def __call__(self, row: int) -> Labels:
-        return self.rows[row].load_labels(self.classes, self.codes)
+        return self.rows[row].load_labels(self.classes, self.codes, self.class_map)
 
 
 @dataclass(frozen=True)
@@ -126,11 +132,9 @@ class _RegionLabels:
 
     def __call__(self, row: int) -> NDArray[np.uint8]:
         region = self.regions[row]
-        found = self.labels[region.slide]
-        if isinstance(found, tuple):
-            return draw_areas(found, region.box, self.side_px)
-        return sample_labels(
-            found, self.rows[region.slide].info.size_px, region.box, self.side_px
+        size_px = self.rows[region.slide].info.size_px
+        return label_region(
+            self.labels[region.slide], size_px, region.box, self.side_px
         )
 
 
@@ -159,11 +163,13 @@ def slides(data_dir: Path | None, options: DatasetOptions) -> SegmentData:
     if options.classes is not None or options.split is not None:
         raise ConfigError("dataset 'slides' takes classes and split from its tables")
     classes, codes = read_classes(data_dir / "classes.csv")
+    own = data_dir / "class_map.csv"
+    class_map = ClassMap.load(own) if own.exists() else ClassMap()
     mpp = read_mpp(data_dir, options)
-    rows = tuple(_find_slides(data_dir))
+    rows = tuple(_find_slides(data_dir, _read_frame(data_dir)))
     groups, dealt, note = deal_rows(data_dir, [one.name for one in rows], options.seed)
     labels: OnDemand[Labels] = OnDemand(
-        len(rows), _SlideLabels(rows, classes, codes), _KEEP_SLIDES
+        len(rows), _SlideLabels(rows, classes, codes, class_map), _KEEP_SLIDES
     )
     opened: OnDemand[Slide] = OnDemand(len(rows), _Slides(rows), _KEEP_SLIDES)
     side = options.region_px
@@ -197,14 +203,23 @@ def slides(data_dir: Path | None, options: DatasetOptions) -> SegmentData:
     )
 
 
-def _find_slides(folder: Path) -> Iterator[LabelledSlide]:
+def _read_frame(folder: Path) -> Frame:
+    path = folder / "frame.txt"
+    if not path.exists():
+        return "auto"
+    with naming(path):
+        return check_frame(path.read_text(encoding="utf-8").strip())
+
+
+def _find_slides(folder: Path, frame: Frame) -> Iterator[LabelledSlide]:
     """The slide of every file of annotations."""
     drawn = folder / "annotations"
     if not drawn.is_dir():
         raise ConfigError(f"{drawn}: no such folder")
     seen: set[str] = set()
     for labels in sorted(drawn.iterdir()):
-        ending = next((e for e in _ENDINGS if labels.name.lower().endswith(e)), None)
+        painted = labels.suffix.lower() == ".png"
+        ending = labels.suffix if painted else ending_of(labels.name)
         if ending is None or labels.name.startswith("."):
             continue
         name = labels.name[: -len(ending)]
@@ -218,9 +233,10 @@ def _find_slides(folder: Path) -> Iterator[LabelledSlide]:
                 f"{len(files)}"
             )
         with naming(files[0]), open_slide(files[0]) as slide:
-            yield LabelledSlide(name, files[0], labels, slide.info)
+            yield LabelledSlide(name, files[0], labels, slide.info, frame)
     if not seen:
-        raise ConfigError(f"{drawn}: no annotations; expected {', '.join(_ENDINGS)}")
+        known = ", ".join((*endings(), ".png"))
+        raise ConfigError(f"{drawn}: no annotations; expected {known}")
 
 
 def _labelled_boxes(
@@ -239,14 +255,13 @@ def _labelled_boxes(
         for y in range(bounds.y, bounds.bottom, side)
         for x in range(bounds.x, bounds.right, side)
     ]
-    if isinstance(labels, tuple):
+    if isinstance(labels, Areas):
         # the tree first: few of a slide's cells hold anything
-        tree = shapely.STRtree([one.geometry for one in labels])
         frames = [shapely.box(b.x, b.y, b.right, b.bottom) for b in boxes]
+        tree = shapely.STRtree(labels.geometries)
         hit = set(tree.query(frames, predicate="intersects")[0].tolist())
         boxes = [box for n, box in enumerate(boxes) if n in hit]
-        return [b for b in boxes if (draw_areas(labels, b, 64) != UNLABELLED).any()]
     size_px = slide.info.size_px
     return [
-        b for b in boxes if (sample_labels(labels, size_px, b, 64) != UNLABELLED).any()
+        b for b in boxes if (label_region(labels, size_px, b, 64) != UNLABELLED).any()
     ]
