@@ -7,6 +7,7 @@
 # make bench-study: the published motivational study: densities made from the truth,
 #   from nearly even to dense at boundaries, and the best of them for each class
 # make bench-tile: the tiler against its floors and other converters, 15 minutes
+# make bench-export: a mask to GeoJSON against rasterio and what people combine, minutes
 # make bench-select: patches from Zarr through the encoder, against the encoder alone
 # make bench-screen: recall and work of a screen, trained here, on painted slides; goes
 #   on where it stopped
@@ -22,7 +23,7 @@ EXTRAS ?= dev
 export OMP_NUM_THREADS ?= 2
 
 .PHONY: setup demo test test-slow check bench bench-segment bench-study bench-tile \
-  bench-select bench-screen bench-labels clean
+  bench-export bench-select bench-screen bench-labels clean
 
 setup: $(DONE)
 
@@ -72,6 +73,9 @@ bench-study: $(DONE)
 
 bench-tile: $(DONE) $(PEERS)/.installed
 	$(BIN)/python tests/benchmarks/tile_speed.py
+
+bench-export: $(DONE)
+	$(BIN)/python tests/benchmarks/export_speed.py $(if $(TIMES),--times $(TIMES))
 
 bench-select: $(DONE)
 	$(BIN)/python tests/benchmarks/select_speed.py

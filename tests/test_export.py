@@ -1,8 +1,12 @@
 """Export as a stream: areas add up, the same bytes, nothing left after an error."""
 
+import errno
 import functools
 import os
 import signal
+import threading
+import uuid
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +20,12 @@ from tests.tracing import Mask, blobs
 from wsi_pipeline import exporters
 from wsi_pipeline.annotations.checking import check_geojson
 from wsi_pipeline.config import ExportOptions
-from wsi_pipeline.errors import PyramidError
+from wsi_pipeline.errors import ExportError, PyramidError
 from wsi_pipeline.exporters import export_masks, geojson, spool
 from wsi_pipeline.exporters.labels import LabelSource
+from wsi_pipeline.exporters.outlines import Outlines
 from wsi_pipeline.exporters.polygons import trace_objects
+from wsi_pipeline.exporters.sheet import Frame, Sheet
 from wsi_pipeline.exporters.spool import Spool
 from wsi_pipeline.geometry import Box, Scale
 from wsi_pipeline.layout import LABEL_SHARD_PX
@@ -98,13 +104,16 @@ def test_features_are_sorted_by_class_and_first_pixel(
     in_blocks(monkeypatch, 16)
     masks = make_masks(tmp_path / "m.zarr", blobs(9, 80, sigma=1.5))
     rows = orjson.loads(bytes_of(tmp_path, masks, EXACT))["features"]
+    names = [uuid.UUID(row["id"]) for row in rows]
+    assert {(name.version, name.variant) for name in names} == {(5, uuid.RFC_4122)}
+    assert [str(name) for name in names] == [row["id"] for row in rows]
     order = [
         (row["properties"]["classification"]["name"], *reversed(corner))
         for row in rows
         for corner in row["geometry"]["coordinates"][0][:1]
     ]
-    names = [kind.name for kind in CLASSES]
-    assert order == sorted(order, key=lambda o: (names.index(o[0]), *o[1:]))
+    kinds = [kind.name for kind in CLASSES]
+    assert order == sorted(order, key=lambda o: (kinds.index(o[0]), *o[1:]))
 
 
 @pytest.mark.parametrize("version", ["0.4", "0.5"])
@@ -131,15 +140,33 @@ def chunked(folder: Path, mask: Mask) -> MaskPyramid:
 
 
 def test_blank_parts_are_told_by_their_chunks(tmp_path: Path) -> None:
-    mask = np.zeros((1500, 2000), np.uint8)
-    mask[:, 1024:] = 255
+    mask = np.zeros((2048, 3072), np.uint8)
+    mask[:, 1024:2048] = 255
     mask[1100, 1500] = 1
-    masks = chunked(tmp_path, mask)
+    mask[:1024, 2048:] = 1
+    mask[1024:1536, 2048:] = 2  # half a chunk
+    source = LabelSource(chunked(tmp_path, mask))
+    columns, rows = np.meshgrid(range(0, 3072, 1024), range(0, 2048, 1024))
+    boxes = [
+        Box(x, y, 1024, 1024) for x, y in zip(columns.flat, rows.flat, strict=True)
+    ]
+    assert [source.is_blank(box) for box in boxes] == [1, 1, 0, 1, 0, 0]
+    assert source.is_blank(Box(0, 0, 2048, 1024))
+    assert not source.is_blank(Box(0, 0, 2049, 1024))
+    assert not source.is_blank(Box(0, 0, 2048, 1025))
+
+
+def test_chunk_that_is_not_blank_is_not_decoded_to_tell(tmp_path: Path) -> None:
+    lot = np.random.default_rng(0).integers(0, 3, (1024, 1024)).astype(np.uint8)
+    masks = chunked(tmp_path, lot)
+    shard = masks.path / "0" / "c" / "0" / "0"
+    data = bytearray(shard.read_bytes())
+    data[1000:1100] = bytes(100)
+    shard.write_bytes(data)
     source = LabelSource(masks)
-    assert source.is_blank(Box(0, 0, 2000, 1024))
-    assert not source.is_blank(Box(0, 0, 2000, 1025))
-    mask[:1024, 1024:] = 1
-    assert not LabelSource(chunked(tmp_path / "one", mask)).is_blank(Box(0, 0, 2000, 1))
+    assert not source.is_blank(masks.levels[0].box)
+    with pytest.raises(PyramidError, match="damaged"):
+        source.read(masks.levels[0].box)
 
 
 def test_blank_mask_is_not_read(
@@ -186,6 +213,22 @@ def test_ctrl_c_ends_the_export_and_leaves_nothing(
     assert [path for path in left if path.is_file()] == []
 
 
+def test_full_disk_ends_the_export_and_its_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_blocks(monkeypatch, 16)
+    masks = make_masks(tmp_path / "m.zarr", blobs(10, 128))
+    threads = threading.active_count()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Spool, "add", full)
+    with pytest.raises(ExportError, match="No space left"):
+        bytes_of(tmp_path, masks, EXACT, workers=2)
+    assert threading.active_count() == threads
+
+
 def test_polygon_of_very_many_rings_is_written_in_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,6 +266,22 @@ def test_coordinates_of_a_cut_slope_have_two_decimals(tmp_path: Path) -> None:
     ).tolist()]  # fmt: skip
     assert any(x % 1 or y % 1 for x, y in points)
     assert all(round(v, 2) == v for point in points for v in point)
+
+
+def test_coordinates_are_rounded_and_whole_ones_have_no_point(tmp_path: Path) -> None:
+    masks = make_masks(tmp_path / "m.zarr", np.ones((4, 4), np.uint8))
+    source = LabelSource(masks)
+    ((traced,),) = [list(trace_objects(source, masks.levels[0].box))]
+    sums = np.array([(-0.0, 0.1 + 0.2), (4, 1), (3, 3)])
+    points = np.concatenate([sums, [(8.0, 8.0), (9.0, 8.0), (9.0, 9.0)]])
+    two = Outlines.of_rings(points, np.array([0, 3, 6]))
+    objects = replace(traced.objects.take(np.array([0, 0])), outlines=two)
+    whole = masks.levels[0].box
+    sheet = Sheet("s", Frame("level0", whole), Scale(1, 1), 1.0, CLASSES, ())
+    geojson.write_geojson(tmp_path / "x.geojson", [objects], sheet)
+    text = (tmp_path / "x.geojson").read_text()
+    assert "[[[0.0,0.3],[4.0,1.0],[3.0,3.0],[0.0,0.3]]]" in text
+    assert "[[[8,8],[9,8],[9,9],[8,8]]]" in text
 
 
 def test_spool_gives_parts_back_in_order_and_leaves_nothing(

@@ -1,6 +1,7 @@
 """Writes masks in formats that other programs read; one row per format."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -164,7 +165,7 @@ def export_masks(
         workers=workers or cpu_count(),
     )
     account = _Account(masks, frame)
-    with staged(path) as temporary:
+    with staged(path) as temporary, closing(traced):
         write(temporary, account.placed(traced), sheet)
     classes = account.classes()
     count = sum(kind.objects for kind in classes)

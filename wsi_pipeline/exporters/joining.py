@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.classes import CERTAIN
-from wsi_pipeline.exporters.closing import Fragment, Rings
 from wsi_pipeline.exporters.objects import Objects, tally_objects
 from wsi_pipeline.exporters.outlines import Ints, Outlines, Points, members, offsets_of
 from wsi_pipeline.exporters.pieces import (
@@ -20,6 +19,7 @@ from wsi_pipeline.exporters.pieces import (
     Pieces,
     Rules,
 )
+from wsi_pipeline.exporters.rings import Fragment, Rings
 from wsi_pipeline.geometry import Box
 
 _COUNTED = ("value", "pixels", "first", "weight", "holes", "filled")

@@ -4,7 +4,7 @@ Outlines follow pixel edges exactly, block by block, and are joined across the s
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Protocol
@@ -45,7 +45,7 @@ def trace_objects(
     *,
     block_px: int = BLOCK_PX,
     workers: int = 1,
-) -> Iterator[Traced]:
+) -> Generator[Traced, None, None]:
     """Find the outline of every object in a mask.
 
     Parameters
