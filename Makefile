@@ -13,6 +13,7 @@
 #   on where it stopped
 # make bench-labels: a selector from slide-level labels of painted slides, hours; goes
 #   on where it stopped
+# make bench-stitch: stitching predictions of 64 MP against writing the labels once
 
 PYTHON ?= $(shell command -v python3.12 || command -v python3)
 VENV ?= .venv
@@ -23,7 +24,7 @@ EXTRAS ?= dev
 export OMP_NUM_THREADS ?= 2
 
 .PHONY: setup demo test test-slow check bench bench-segment bench-study bench-tile \
-  bench-export bench-select bench-screen bench-labels clean
+  bench-export bench-stitch bench-select bench-screen bench-labels clean
 
 setup: $(DONE)
 
@@ -76,6 +77,9 @@ bench-tile: $(DONE) $(PEERS)/.installed
 
 bench-export: $(DONE)
 	$(BIN)/python tests/benchmarks/export_speed.py $(if $(TIMES),--times $(TIMES))
+
+bench-stitch: $(DONE)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/stitch_speed.py
 
 bench-select: $(DONE)
 	$(BIN)/python tests/benchmarks/select_speed.py

@@ -7,6 +7,8 @@ import pytest
 from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 
+from tests.predictions import bent_grid, even_grid, field, laid, region
+from wsi_pipeline import stitching
 from wsi_pipeline.classes import (
     CERTAIN,
     COARSELY,
@@ -16,15 +18,16 @@ from wsi_pipeline.classes import (
     SKIPPED,
     MaskClass,
 )
+from wsi_pipeline.codecs import BloscLz4, Zstd
 from wsi_pipeline.config import StitchOptions
 from wsi_pipeline.errors import RegionError
 from wsi_pipeline.geometry import Box, Scale
-from wsi_pipeline.layout import Layout
-from wsi_pipeline.models.sampling import sample_at
-from wsi_pipeline.ngff import Source
+from wsi_pipeline.label_blocks import halve_values
+from wsi_pipeline.layout import LABEL_SHARD_PX, Layout
+from wsi_pipeline.ngff import Source, Version
 from wsi_pipeline.pyramid import MaskPyramid, Pyramid
 from wsi_pipeline.regions import COARSE, DETAIL, RegionPrediction, RegionStore, Tissue
-from wsi_pipeline.stitching import TILE_PX, _window, stitch_masks
+from wsi_pipeline.stitching import CONFIDENCE_STEP, stitch_masks
 
 CLASSES = (
     MaskClass(0, "Background", (255, 255, 255)),
@@ -34,41 +37,15 @@ CLASSES = (
 KEEP = StitchOptions(keep_predictions=True)
 
 
-def make_pyramid(path: Path, size_px: tuple[int, int], base: int = 1) -> Pyramid:
+def make_pyramid(
+    path: Path, size_px: tuple[int, int], base: int = 1, version: Version = "0.5"
+) -> Pyramid:
     """Metadata only: stitching reads no pixels."""
     whole = Box(0, 0, *size_px)
     source = Source("slide.tif", size_px, Scale(0.5, 0.5), "test", whole)
-    return Pyramid.create(path, source, base, Layout())
-
-
-def even_grid(nodes: int) -> NDArray[np.float32]:
-    steps = np.linspace(0, 1, nodes)
-    return np.stack(np.meshgrid(steps, steps)).astype(np.float32)
-
-
-def bent_grid(nodes: int) -> NDArray[np.float32]:
-    """Denser in the middle, borders pinned, no folds."""
-    steps = np.linspace(0, 1, nodes)
-    bent = steps + 0.1 * np.sin(2 * np.pi * steps) / (2 * np.pi) * 3
-    return np.stack(np.meshgrid(bent, bent)).astype(np.float32)
-
-
-def field(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Smooth probabilities (3, ...) of a place in base pixels."""
-    logits = np.stack(
-        [np.sin(x / 61) + np.cos(y / 47), np.cos(x / 53 + 1), np.sin(y / 59 - x / 83)]
-    )
-    raised = np.exp(2 * logits)
-    return np.asarray(raised / raised.sum(0))
-
-
-def region(
-    box: Box, grid: NDArray[np.float32], base: int = 1, kind: int = DETAIL
-) -> RegionPrediction:
-    """The field sampled where the grid's nodes lie."""
-    x = box.x / base + grid[0] * (box.w / base - 1)
-    y = box.y / base + grid[1] * (box.h / base - 1)
-    return RegionPrediction(box, field(x, y).astype(np.float16), grid, kind)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    codec = Zstd() if version == "0.5" else BloscLz4()
+    return Pyramid.create(path, source, base, Layout(version, codec=codec))
 
 
 def make_store(path: Path, regions: list[RegionPrediction]) -> RegionStore:
@@ -91,11 +68,10 @@ def stitch(
     tissue: Tissue | None = None,
     base: int = 1,
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]:
-    """Mask, coverage and confidence of the base."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Mask, coverage and confidence."""
     pyramid = make_pyramid(folder / "slide.ome.zarr", size_px, base)
     paths = [pyramid.labels_path / name for name in ("m", "coverage", "confidence")]
-    stitch_masks(
+    found = stitch_masks(
         pyramid,
         make_store(folder / "predictions.zarr", regions),
         tissue or tissue_of(size_px, True),
@@ -106,10 +82,12 @@ def stitch(
         confidence_path=paths[2],
     )
     masks = [MaskPyramid(path) for path in paths]
-    for mask in masks:
-        assert mask.levels == pyramid.levels
-    whole = masks[0].levels[0].box
-    a, b, c = (mask.read_level(whole, 0) for mask in masks)
+    assert [mask.levels for mask in masks[:2]] == [pyramid.levels] * 2
+    assert len(masks[2].levels) == len(pyramid.levels)
+    assert found.pixels == masks[0].count_pixels()
+    assert found.coverage == masks[1].count_pixels()
+    a, b, c = (mask.read_level(mask.levels[0].box, 0) for mask in masks)
+    assert c.shape == tuple(-(-n // CONFIDENCE_STEP) for n in a.shape)
     return a, b, c
 
 
@@ -130,37 +108,41 @@ def test_one_even_region_is_the_plain_resize(tmp_path: Path) -> None:
     )
     got = mask[128:384, 64:320]
     assert (got == plain.argmax(0)).mean() > 0.9999
-    expected = np.rint(254 * (plain / plain.sum(0)).max(0))
-    assert np.abs(sure[128:384, 64:320] - expected).max() <= 1
+    at = np.clip((np.arange(0, 256, 4) + 1.5) / 255 * 15, 0, 15)
+    rows, columns = np.meshgrid(at, at, indexing="ij")
+    middles = np.stack(
+        [
+            map_coordinates(c.astype(np.float64), (rows, columns), order=1)
+            for c in one.probabilities
+        ]
+    )
+    expected = np.rint(CERTAIN * (middles / middles.sum(0)).max(0))
+    assert np.abs(sure[32:96, 16:80] - expected).max() <= 1
     inside = np.zeros(mask.shape, bool)
     inside[128:384, 64:320] = True
     assert (mask[~inside] == NOT_COMPUTED).all()
-    assert (sure[~inside] == 255).all()
+    assert (sure[~inside[::4, ::4]] == 255).all()
     assert (coverage == np.where(inside, IN_DETAIL, SKIPPED)).all()
 
 
-def test_splitting_differently_changes_less_than_a_thousandth(tmp_path: Path) -> None:
-    def laid(side: int, step: int) -> list[RegionPrediction]:
-        grid = bent_grid(side // 4)
-        return [
-            region(Box(x, y, side, side), grid)
-            for y in range(0, 512, step)
-            for x in range(0, 512, step)
-        ]
-
+def test_splitting_or_shifting_changes_less_than_a_thousandth(tmp_path: Path) -> None:
     size = (512, 512)
     one, *_ = stitch(
         tmp_path / "a", size, [region(Box(0, 0, 512, 512), bent_grid(128))]
     )
-    two, *_ = stitch(tmp_path / "b", size, laid(256, 224))
-    three, *_ = stitch(tmp_path / "c", size, laid(192, 160))
+    others = [
+        stitch(tmp_path / str(n), size, laid(side, step, shift=shift))[0]
+        for n, (side, step, shift) in enumerate(
+            ((256, 224, 0), (192, 160, 0), (192, 160, 57), (192, 96, 31))
+        )
+    ]
     rows, columns = np.mgrid[:512, :512].astype(np.float64)
     truth = field(columns, rows).argmax(0)
     assert len(np.unique(truth)) == 3
-    for mask in (one, two, three):
+    for mask in others:
         assert (mask != truth).mean() < 1e-3
-    assert (one != two).mean() < 1e-3
-    assert (two != three).mean() < 1e-3
+        assert (mask != one).mean() < 1e-3
+    assert (others[1] != others[2]).mean() < 1e-3
 
 
 def test_seam_of_regions_that_agree_shows_their_common_answer(tmp_path: Path) -> None:
@@ -189,14 +171,6 @@ def test_regions_that_disagree_meet_in_the_middle_of_their_overlap(
     mask, *_ = stitch(tmp_path, (120, 64), regions)
     assert (mask[:, :60] == 1).all()
     assert (mask[:, 60:] == 2).all()
-
-
-def test_windows_overlapping_by_their_ramp_sum_to_one() -> None:
-    window = _window(64)
-    assert window.min() > 0
-    assert (window[8:-8] == 1).all()
-    assert window[:8] + window[-8:] == pytest.approx(np.ones(8), abs=1e-3)
-    assert (_window(1) > 0).all()
 
 
 @pytest.mark.parametrize(
@@ -256,25 +230,55 @@ def test_region_reaching_over_the_slide_is_cut(tmp_path: Path) -> None:
     assert (coverage[96:] == SKIPPED).all()
 
 
-def test_answer_does_not_depend_on_tiles_and_is_the_same_twice(tmp_path: Path) -> None:
-    size = (TILE_PX + 300, 128)
+@pytest.mark.parametrize("version", ["0.5", "0.4"])
+def test_workers_and_the_order_of_blocks_change_no_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: Version
+) -> None:
+    size = (2 * LABEL_SHARD_PX + 300, 300)
+    left = LABEL_SHARD_PX - 200  # two of them lie over the border of blocks
     regions = [
-        region(Box(x, 0, 512, 128), bent_grid(32)) for x in range(0, size[0], 448)
+        region(Box(left + x, y, 256, 256), bent_grid(16), kind=kind)
+        for x, y, kind in ((-60, 0, COARSE), (0, 0, DETAIL), (164, 10, DETAIL))
     ]
-    first = stitch(tmp_path / "a", size, regions)
-    second = stitch(tmp_path / "b", size, regions)
-    assert all((a == b).all() for a, b in zip(first, second, strict=True))
-    # around the tile's edge the mask is that of the regions sampled in one go
-    left, right = regions[1], regions[2]
-    xs, ys = np.arange(512) / 511, np.arange(128) / 127
-    parts = {r.box.x: sample_at(r.probabilities, r.grid, xs, ys) for r in (left, right)}
-    whole = np.zeros((3, 128, size[0]), np.float32)
-    for x, part in parts.items():
-        whole[:, :, x : x + 512][..., : size[0] - x] += (part * _window(512))[
-            ..., : size[0] - x
-        ]
-    near = slice(TILE_PX - 100, TILE_PX + 100)
-    assert (first[0][:, near] == whole[..., near].argmax(0)).mean() > 0.9999
+    tissue = tissue_of(size, True)
+    tissue.mask[:, :10] = False
+
+    def files(name: str, workers: int) -> dict[str, bytes]:
+        folder = tmp_path / name
+        pyramid = make_pyramid(folder / "slide.ome.zarr", size, version=version)
+        paths = [pyramid.labels_path / name for name in ("m", "coverage", "confidence")]
+        store = make_store(folder / "predictions.zarr", regions)
+        stitch_masks(
+            pyramid,
+            store,
+            tissue,
+            CLASSES,
+            *paths[:2],
+            KEEP,
+            confidence_path=paths[2],
+            workers=workers,
+        )
+        for path in paths:
+            whole = MaskPyramid(path)
+            for index, level in enumerate(whole.levels[1:], 1):
+                finer = whole.read_level(whole.levels[index - 1].box, index - 1)
+                found = whole.read_level(level.box, index)
+                assert (found == halve_values(finer)).all()
+        return {
+            str(file.relative_to(folder)): file.read_bytes()
+            for file in pyramid.labels_path.rglob("*")
+            if file.is_file()
+        }
+
+    one = files("one", 1)
+    assert files("three", 3) == one
+    run = stitching._run
+    monkeypatch.setattr(
+        stitching, "_run", lambda work, blocks, *rest: run(work, blocks[::-1], *rest)
+    )
+    assert files("back", 1) == one
+    mask = MaskPyramid(tmp_path / "one" / "slide.ome.zarr" / "labels" / "m")
+    assert set(np.unique(mask.read_level(mask.levels[0].box, 0))) == {0, 1, 2, 255}
 
 
 def test_tissue_decides_pixel_by_pixel(tmp_path: Path) -> None:

@@ -252,6 +252,11 @@ class StitchOptions(Options):
     keep_predictions: bool = Field(
         False, description="keep predictions.zarr for stitching again"
     )
+    device: str = Field(
+        "cpu",
+        description="where regions are un-deformed: cpu, or cuda or cuda:N, which "
+        "solves every pixel",
+    )
 
 
 class ExportOptions(Options):

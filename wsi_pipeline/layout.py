@@ -22,7 +22,7 @@ _LABEL_ZSTD_LEVEL = 3
 
 @dataclass(frozen=True)
 class Layout:
-    """Chunks, shards and codecs of an image pyramid.
+    """Chunks, shards and codecs of a pyramid.
 
     Parameters
     ----------
@@ -37,6 +37,8 @@ class Layout:
         Of all levels, unless `base_codec` is given.
     base_codec : ChunkCodec, optional
         Of level 0, for tiles copied from the slide.
+    colours : bool
+        Whether arrays are (3, y, x); those of a label are (y, x).
     """
 
     version: Version = "0.5"
@@ -44,6 +46,13 @@ class Layout:
     block_px: int = 4096
     codec: ChunkCodec = field(default_factory=Zstd)
     base_codec: ChunkCodec | None = None
+    colours: bool = True
+
+    @classmethod
+    def of_label(cls, version: Version, block_px: int = LABEL_SHARD_PX) -> "Layout":
+        """That of labels."""
+        codec = Zstd(_LABEL_ZSTD_LEVEL) if version == "0.5" else BloscLz4()
+        return cls(version, LABEL_CHUNK_PX, block_px, codec, colours=False)
 
     @property
     def depth(self) -> int:
@@ -64,14 +73,15 @@ class Layout:
         """Codec of a level."""
         return self.base_codec if level == 0 and self.base_codec else self.codec
 
-    def chunk_shape(self) -> tuple[int, int, int]:
-        """(c, y, x) of a chunk as stored; Zarr v2 has one colour per chunk."""
-        return (3 if self.version == "0.5" else 1, self.chunk_px, self.chunk_px)
+    def chunk_shape(self) -> tuple[int, ...]:
+        """Shape of a chunk as stored; in Zarr v2 it has one colour."""
+        plane = (self.chunk_px, self.chunk_px)
+        return (3 if self.version == "0.5" else 1, *plane) if self.colours else plane
 
     def create_level(
         self, group: zarr.Group, index: int, size_px: tuple[int, int]
     ) -> None:
-        """Add the empty (3, y, x) uint8 array of one level.
+        """Add the empty uint8 array of one level, of a label filled with 255.
 
         Parameters
         ----------
@@ -84,46 +94,17 @@ class Layout:
         """
         w, h = size_px
         side = self.shard_px(index)
+        lead = (3,) if self.colours else ()
         group.create_array(
             str(index),
-            shape=(3, h, w),
+            shape=(*lead, h, w),
             dtype="uint8",
             chunks=self.chunk_shape(),
-            fill_value=0,
+            fill_value=0 if self.colours else NOT_COMPUTED,
             config=STRICT,
-            **_place(self.version, (3, side, side)),
+            **_place(self.version, (*lead, side, side)),
             **self.codec_of(index).zarr_arguments(),
         )
-
-
-def create_label_level(
-    group: zarr.Group, version: Version, index: int, size_px: tuple[int, int]
-) -> None:
-    """Add the empty (y, x) uint8 array of one level of a label; filled with 255.
-
-    Parameters
-    ----------
-    group : zarr.Group
-        The multiscale group.
-    version : "0.5" or "0.4"
-        OME-Zarr version.
-    index : int
-        Level, which names the array.
-    size_px : tuple of int
-        (width, height).
-    """
-    w, h = size_px
-    codec = Zstd(_LABEL_ZSTD_LEVEL) if version == "0.5" else BloscLz4()
-    group.create_array(
-        str(index),
-        shape=(h, w),
-        dtype="uint8",
-        chunks=(LABEL_CHUNK_PX, LABEL_CHUNK_PX),
-        fill_value=NOT_COMPUTED,
-        config=STRICT,
-        **_place(version, (LABEL_SHARD_PX, LABEL_SHARD_PX)),
-        **codec.zarr_arguments(),
-    )
 
 
 def create_heat_level(
@@ -133,8 +114,10 @@ def create_heat_level(
 
     Parameters
     ----------
-    group, version, index, size_px
-        See `create_label_level`.
+    group, index, size_px
+        See `Layout.create_level`.
+    version : "0.5" or "0.4"
+        OME-Zarr version.
     """
     w, h = size_px
     codec = Zstd(_LABEL_ZSTD_LEVEL) if version == "0.5" else BloscLz4()

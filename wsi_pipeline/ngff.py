@@ -68,7 +68,7 @@ class Source:
 
 
 def level_sizes(
-    size_px: tuple[int, int], base_downsample: int
+    size_px: tuple[int, int], base_downsample: int, count: int | None = None
 ) -> list[tuple[int, int]]:
     """(width, height) per level, halved until the longer side is at most 512 px.
 
@@ -78,9 +78,11 @@ def level_sizes(
         (width, height) of the slide's level 0.
     base_downsample : int
         A power of two.
+    count : int, optional
+        So many levels instead.
     """
     sizes = [halved(size_px, base_downsample.bit_length() - 1)]
-    while max(sizes[-1]) > SMALLEST_LEVEL_PX:
+    while len(sizes) < count if count else max(sizes[-1]) > SMALLEST_LEVEL_PX:
         sizes.append(halved(sizes[-1]))
     return sizes
 

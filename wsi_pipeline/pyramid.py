@@ -4,6 +4,7 @@ Metadata and the layout of arrays come from ngff.py.
 """
 
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,7 +17,8 @@ from PIL import Image
 from wsi_pipeline.classes import NOT_COMPUTED, MaskClass
 from wsi_pipeline.errors import PyramidError
 from wsi_pipeline.geometry import Box, Level, Scale
-from wsi_pipeline.layout import LABEL_SHARD_PX, STRICT, Layout, create_label_level
+from wsi_pipeline.label_blocks import coarsen, count_values, write_block
+from wsi_pipeline.layout import LABEL_CHUNK_PX, LABEL_SHARD_PX, STRICT, Layout
 from wsi_pipeline.ngff import (
     Source,
     Version,
@@ -253,6 +255,12 @@ class MaskPyramid(Multiscale):
             if p["label-value"] != NOT_COMPUTED
         )
 
+    @cached_property
+    def _layout(self) -> Layout:
+        shards = self.array(0).shards
+        side = shards[-1] if shards else LABEL_SHARD_PX
+        return Layout.of_label(self.version, side)
+
     @classmethod
     def create(
         cls,
@@ -263,6 +271,8 @@ class MaskPyramid(Multiscale):
         facts: dict[str, Any] | None = None,
         *,
         version: Version = "0.5",
+        levels: int | None = None,
+        block_px: int = LABEL_SHARD_PX,
     ) -> Self:
         """Write metadata and empty arrays whose fill value is 255, not computed.
 
@@ -276,40 +286,67 @@ class MaskPyramid(Multiscale):
             JSON values to keep beside (model name and sha256).
         version : "0.5" or "0.4"
             OME-Zarr version, that of the image it belongs to.
+        levels : int, optional
+            Left out, until the longer side is at most 512 px.
+        block_px : int
+            Side of what `fill` writes at once.
 
         References
         ----------
-        OME-Zarr 0.5 and 0.4, section "labels" (image-label, colors, properties).
+        OME-Zarr 0.5 and 0.4, section "labels" (image-label, colors, properties): as
+        many levels as the image.
         """
         rows = tuple(classes)
-        sizes = level_sizes(source.size_px, base_downsample)
+        sizes = level_sizes(source.size_px, base_downsample, levels)
         documents = label_documents(
             version, source, base_downsample, sizes, rows, facts or {}
         )
         group = create_group(path, documents)
+        layout = Layout.of_label(version, block_px)
         for index, size in enumerate(sizes):
-            create_label_level(group, version, index, size)
-        return cls(path)
+            layout.create_level(group, index, size)
+        made = cls(path)
+        made._layout = layout
+        return made
 
-    def write_coarser(self) -> None:
-        """Fill levels 1.. from level 0, each pixel the top-left of its 2 x 2.
+    def fill(
+        self, level: int, block: Box, values: NDArray[np.uint8]
+    ) -> NDArray[np.int64]:
+        """Write a block and its share of coarser levels; see `write_block`.
 
-        Notes
-        -----
-        Memory: four label shards (64 MB), kept by going shard by shard.
+        Returns
+        -------
+        (256,) int64 array
+            Pixels of the block per value.
         """
-        for index in range(1, len(self.levels)):
-            whole = self.levels[index].box
-            for block in whole.blocks(self.shard_px(index)):
-                finer = Box(block.x * 2, block.y * 2, block.w * 2, block.h * 2)
-                data = self.read_level(finer, index - 1)[::2, ::2]
-                self.put(index, block, np.ascontiguousarray(data))
+        return write_block(self.path, self.levels, self._layout, level, block, values)
+
+    def write_coarser(self, *, filled: bool = False, workers: int = 1) -> None:
+        """Write levels from those below them; see `coarsen`.
+
+        Parameters
+        ----------
+        filled : bool
+            Whether the base was written by `fill`, with the first coarser levels.
+        workers : int
+            Threads.
+        """
+        layout = self._layout
+        first = layout.depth if filled else 1
+        coarsen(self.levels, layout, first, workers, self.read_level, self.fill)
+
+    def read_enlarged(self, box: Box, factor: int) -> NDArray[np.uint8]:
+        """Read a box of a grid `factor` times finer than the base, pixels repeated."""
+        cover = box.scaled_down(factor)
+        rows = np.arange(box.y, box.bottom) // factor - cover.y
+        columns = np.arange(box.x, box.right) // factor - cover.x
+        return self.read_level(cover, 0)[rows[:, None], columns]
 
     def count_pixels(self) -> dict[int, int]:
         """Pixels per value on the base, 255 included, values that occur only."""
         totals = np.zeros(256, np.int64)
-        for block in self.levels[0].box.blocks(LABEL_SHARD_PX):
-            totals += np.bincount(self.read_level(block, 0).ravel(), minlength=256)
+        for block in self.levels[0].box.blocks(LABEL_CHUNK_PX):
+            totals += count_values(self.read_level(block, 0))
         return {int(v): int(totals[v]) for v in np.flatnonzero(totals)}
 
 

@@ -68,8 +68,10 @@ class BlockLevel:
     def __enter__(self) -> Self:
         if self._layout.version == "0.5":
             x, y = self._corner
-            key = f"c/0/{y // self._side}/{x // self._side}"
-            self._shard = self._shard_file(key)
+            lead = "c/0" if self._layout.colours else "c"
+            self._shard = self._shard_file(
+                f"{lead}/{y // self._side}/{x // self._side}"
+            )
         return self
 
     def __exit__(self, kind: object, *rest: object) -> None:
@@ -96,16 +98,16 @@ class BlockLevel:
 
         Parameters
         ----------
-        planes : (3, h, w) uint8 array
+        planes : (3, h, w) or, of a label, (h, w) uint8 array
             A whole chunk, or less at the image's right and lower edge.
         """
         side = self._layout.chunk_px
         planes = np.ascontiguousarray(planes)
-        _, h, w = planes.shape
+        *lead, h, w = planes.shape
         if (h, w) != (side, side):
-            missing = ((0, 0), (0, side - h), (0, side - w))
+            missing = (*((0, 0) for _ in lead), (0, side - h), (0, side - w))
             planes = np.pad(planes, missing, mode=self._codec.padding)  # type: ignore[call-overload]  # one of two names that NumPy knows
-        if self._layout.version == "0.5":
+        if self._layout.version == "0.5" or not self._layout.colours:
             self.put_encoded(x, y, self._codec.encode(planes))
             return
         for colour, plane in enumerate(planes):
@@ -113,8 +115,11 @@ class BlockLevel:
             self._put_file(key, self._codec.encode(plane))
 
     def put_encoded(self, x: int, y: int, data: bytes) -> None:
-        """Add a chunk of the shard that is compressed already."""
+        """Add a chunk that is compressed already: of a shard, or of a label."""
         side = self._layout.chunk_px
+        if self._layout.version == "0.4":
+            self._put_file(f"{y // side}/{x // side}", data)
+            return
         row, column = (y - self._corner[1]) // side, (x - self._corner[0]) // side
         self._index[row, column] = self._size, len(data)
         self._shard.write(data)

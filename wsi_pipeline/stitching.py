@@ -1,46 +1,55 @@
 """Turns region predictions into the slide-level mask and its coverage label.
 
 Each region is un-deformed at the pixels of the base, blended with its neighbours, and
-the likeliest class is kept.
+the likeliest class is kept. Blocks are independent of each other.
 """
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.classes import (
-    CERTAIN,
-    COARSELY,
-    COVERAGE_CLASSES,
-    IN_DETAIL,
-    NO_TISSUE,
-    NOT_COMPUTED,
-    SKIPPED,
-    MaskClass,
-)
+from wsi_pipeline.classes import COVERAGE_CLASSES, NOT_COMPUTED, SKIPPED, MaskClass
 from wsi_pipeline.config import StitchOptions
 from wsi_pipeline.errors import RegionError
 from wsi_pipeline.geometry import Box
-from wsi_pipeline.models.sampling import sample_at
+from wsi_pipeline.layout import LABEL_SHARD_PX
+from wsi_pipeline.models.blending import Blender
+from wsi_pipeline.models.budget import resolve_device
+from wsi_pipeline.models.footprints import Raster
+from wsi_pipeline.models.meshes import MIXED, NO_REGION, OFF_TISSUE
+from wsi_pipeline.process import cpu_count, keep_freed_memory
 from wsi_pipeline.publishing import discard, staged
 from wsi_pipeline.pyramid import MaskPyramid, Pyramid
 from wsi_pipeline.regions import COARSE, DETAIL, RegionPrediction, RegionStore, Tissue
 
 Progress = Callable[[int, int], None]
 
-TILE_PX = 1024
-"""Side of what is blended at once: bounds the float accumulators."""
+CONFIDENCE_STEP = 4
+"""Pixels of the base per pixel of the confidence label, a power of two."""
 
-RAMP = 0.125
-"""Share of a region's side over which its weight falls towards the border."""
 
-MIN_WEIGHT = 1e-3
-"""Weight at a region's border: one region alone still counts there."""
+@dataclass(frozen=True)
+class Stitched:
+    """A slide's published labels.
+
+    Parameters
+    ----------
+    masks : MaskPyramid
+        0..K, and 255 on tissue that no region covers.
+    pixels, coverage : dict of int to int
+        Pixels of the base per value of the mask, and of its coverage label.
+    """
+
+    masks: MaskPyramid
+    pixels: dict[int, int]
+    coverage: dict[int, int]
 
 
 def stitch_masks(
@@ -54,8 +63,9 @@ def stitch_masks(
     *,
     facts: dict[str, Any] | None = None,
     confidence_path: Path | None = None,
+    workers: int = 0,
     progress: Progress | None = None,
-) -> MaskPyramid:
+) -> Stitched:
     """Blend all regions of a slide into a mask of its base.
 
     Parameters
@@ -74,21 +84,24 @@ def stitch_masks(
     facts : dict, optional
         JSON values to keep with the labels (model name and sha256).
     confidence_path : Path, optional
-        Third label group: 254 * probability of the class in the mask, 255 where
-        nothing was segmented.
+        Third label group: 254 * probability of the likeliest class in the middle of
+        each CONFIDENCE_STEP x CONFIDENCE_STEP pixels, 255 where no region lies.
+    workers : int
+        Threads, which change no byte; 0 = one per CPU.
     progress : callable, optional
         Called with (blocks done, blocks in all).
 
     Returns
     -------
-    MaskPyramid
-        0..K, and 255 on tissue that no region covers.
+    Stitched
 
     Raises
     ------
     RegionError
         If regions do not lie on the base's grid, do not fit the classes, or hold
         values that are not finite.
+    ConfigError
+        If there is no such device.
     ExportError
         If a label cannot be written.
 
@@ -97,32 +110,44 @@ def stitch_masks(
     Weights are raised cosines, the same for a region wherever blocks end. Regions in
     detail hide coarse ones by the sum of their weights, so a coarse region shows
     through only towards the border of those in detail.
-    Memory: for C classes 16 * C * TILE_PX**2 bytes of accumulators (100 MB for 6),
-    three label shards (48 MB), and the predictions that touch one shard.
+    Memory: per worker a block of mask and coverage with its coarser levels (50 MB), and
+    what `Blender` states for the regions on the block, 110 for regions of 512 px (60 MB
+    for 6 classes and 64 x 64 nodes).
     """
-    layout = _Layout.of(pyramid, store)
-    base = pyramid.levels[0]
+    if len(classes) > MIXED:
+        raise RegionError(
+            f"at most {MIXED} classes can be stitched, got {len(classes)}"
+        )
+    keep_freed_memory()
     rows: list[Sequence[MaskClass]] = [classes, COVERAGE_CLASSES, ()]
     paths = (mask_path, coverage_path, confidence_path)
     with ExitStack() as stack:
         labels = [
-            _create(stack.enter_context(staged(path)), pyramid, row, facts)
-            for path, row in zip(paths, rows, strict=True)
+            _create(stack.enter_context(staged(path)), pyramid, row, facts, step)
+            for path, row, step in zip(
+                paths, rows, (1, 1, CONFIDENCE_STEP), strict=True
+            )
             if path is not None
         ]
-        blocks = list(base.box.blocks(labels[0].shard_px(0)))
-        for done, block in enumerate(blocks, 1):
-            regions = layout.regions(store, block, classes)
-            layers = _stitch_block(block, regions, tissue, classes, base.downsample)
-            for label, layer in zip(labels, layers, strict=False):
-                label.put(0, block, layer)
-            if progress is not None:
-                progress(done, len(blocks))
+        stitcher = _Stitcher(
+            store,
+            _edges(pyramid, store),
+            tissue,
+            classes,
+            pyramid.levels[0].downsample,
+            labels,
+            str(resolve_device(options.device)),
+        )
+        blocks = list(pyramid.levels[0].box.blocks(LABEL_SHARD_PX))
+        counts = _run(stitcher, blocks, workers or cpu_count(), progress)
         for label in labels:
-            label.write_coarser()
+            label.write_coarser(filled=True, workers=workers or cpu_count())
     if not options.keep_predictions:
         discard(store.path)
-    return MaskPyramid(mask_path)
+    pixels, coverage = (
+        {int(value): int(row[value]) for value in np.flatnonzero(row)} for row in counts
+    )
+    return Stitched(MaskPyramid(mask_path), pixels, coverage)
 
 
 def _create(
@@ -130,50 +155,114 @@ def _create(
     pyramid: Pyramid,
     classes: Sequence[MaskClass],
     facts: dict[str, Any] | None,
+    step: int,
 ) -> MaskPyramid:
-    """An empty label on the grid of a pyramid."""
-    base = int(pyramid.levels[0].downsample)
+    """An empty label, its base `step` times coarser than that of a pyramid."""
     return MaskPyramid.create(
-        path, pyramid.source, base, classes, facts, version=pyramid.version
+        path,
+        pyramid.source,
+        int(pyramid.levels[0].downsample) * step,
+        classes,
+        facts,
+        version=pyramid.version,
+        levels=len(pyramid.levels),
+        block_px=LABEL_SHARD_PX // step,
     )
 
 
-@dataclass(frozen=True)
-class _Layout:
+def _edges(pyramid: Pyramid, store: RegionStore) -> NDArray[np.int64]:
     """Where regions lie: (n, 4) left, top, right, bottom in pixels of the base."""
+    boxes, kinds = store.boxes()
+    strange = sorted({int(kind) for kind in kinds} - {DETAIL, COARSE})
+    if strange:
+        raise RegionError(
+            f"{store.path}: regions of kind {strange}, expected {DETAIL} or "
+            f"{COARSE}; was every region written? `wsi segment` writes them"
+        )
+    factor = int(pyramid.levels[0].downsample)
+    edges = np.array([(b.x, b.y, b.right, b.bottom) for b in boxes], np.int64).reshape(
+        -1, 4
+    )
+    if (edges % factor).any():
+        raise RegionError(
+            f"{store.path}: regions must start and end at multiples of {factor} "
+            f"level-0 px, the pixels of {pyramid.path}'s base"
+        )
+    return edges // factor
 
+
+def _run(
+    stitcher: "_Stitcher",
+    blocks: Sequence[Box],
+    workers: int,
+    progress: Progress | None,
+) -> NDArray[np.int64]:
+    """Stitch all blocks; pixels per value of mask and coverage, (2, 256).
+
+    An error waits for the blocks under way: none writes into a folder that is about to
+    be removed.
+    """
+    counts = np.zeros((2, 256), np.int64)
+    pool = ThreadPoolExecutor(workers)
+    try:
+        futures = [pool.submit(stitcher.stitch, block) for block in blocks]
+        for done, future in enumerate(as_completed(futures), 1):
+            counts += future.result()
+            if progress is not None:
+                progress(done, len(blocks))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return counts
+
+
+@dataclass(frozen=True)
+class _Stitcher:
+    """What every block needs; `edges` as of `_edges`, labels as of `stitch_masks`."""
+
+    store: RegionStore
     edges: NDArray[np.int64]
+    tissue: Tissue
+    classes: Sequence[MaskClass]
+    downsample: float
+    labels: Sequence[MaskPyramid]
+    device: str
 
-    @classmethod
-    def of(cls, pyramid: Pyramid, store: RegionStore) -> "_Layout":
-        boxes, kinds = store.boxes()
-        strange = sorted({int(kind) for kind in kinds} - {DETAIL, COARSE})
-        if strange:
-            raise RegionError(
-                f"{store.path}: regions of kind {strange}, expected {DETAIL} or "
-                f"{COARSE}; was every region written? `wsi segment` writes them"
-            )
-        factor = int(pyramid.levels[0].downsample)
-        edges = np.array(
-            [(b.x, b.y, b.right, b.bottom) for b in boxes], np.int64
-        ).reshape(-1, 4)
-        if (edges % factor).any():
-            raise RegionError(
-                f"{store.path}: regions must start and end at multiples of {factor} "
-                f"level-0 px, the pixels of {pyramid.path}'s base"
-            )
-        return cls(edges // factor)
+    def stitch(self, block: Box) -> NDArray[np.int64]:
+        """Write a block of the labels; pixels per value of mask and coverage."""
+        blender = Blender(self._regions(block), self.device)
+        mask, coverage, *confidence = self.labels
+        best = _tissue_at(self.tissue, block, self.downsample)
+        kinds = np.zeros_like(best)
+        blender.choose(Raster(block), best, kinds)
+        # kinds are numbered as in the coverage label, where no tissue is 0
+        kinds *= best < MIXED
+        kinds += np.uint8(SKIPPED) * (best == NO_REGION)
+        names = np.arange(256, dtype=np.uint8)
+        names[: len(self.classes)] = [kind.value for kind in self.classes]
+        names[[OFF_TISSUE, NO_REGION]] = 0, NOT_COMPUTED
+        cv2.LUT(best, names, best)
+        counts = [mask.fill(0, block, best), coverage.fill(0, block, kinds)]
+        for label in confidence:
+            part = block.scaled_down(CONFIDENCE_STEP)
+            best, kinds, sure = np.full((3, part.h, part.w), NO_REGION, np.uint8)
+            blender.choose(Raster(part, CONFIDENCE_STEP), best, kinds, sure)
+            label.fill(0, part, sure)
+        return np.array(counts)
 
-    def regions(
-        self, store: RegionStore, box: Box, classes: Sequence[MaskClass]
-    ) -> list[RegionPrediction]:
+    def _regions(self, box: Box) -> list[RegionPrediction]:
         """The regions that share pixels with a box of the base, checked."""
         left, top, right, bottom = self.edges.T
         hit = (left < box.right) & (right > box.x)
         hit &= (top < box.bottom) & (bottom > box.y)
-        found = [store.get(int(i)) for i in np.flatnonzero(hit)]
-        _check(found, classes, store.path)
-        return found
+        which = np.flatnonzero(hit).tolist()
+        found = self.store.read(which)
+        _check(found, self.classes, self.store.path)
+        return [
+            replace(region, box=Box(x, y, right - x, bottom - y))
+            for region, (x, y, right, bottom) in zip(
+                found, self.edges[which].tolist(), strict=True
+            )
+        ]
 
 
 def _check(
@@ -193,119 +282,13 @@ def _check(
             )
 
 
-def _stitch_block(
-    block: Box,
-    regions: Sequence[RegionPrediction],
-    tissue: Tissue,
-    classes: Sequence[MaskClass],
-    downsample: float,
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]:
-    """Mask, coverage and confidence of a block of the base, (h, w) uint8 each."""
-    on_tissue = _tissue_at(tissue, block, downsample)
-    mask = np.where(on_tissue, NOT_COMPUTED, 0).astype(np.uint8)
-    coverage = np.where(on_tissue, SKIPPED, NO_TISSUE).astype(np.uint8)
-    confidence = np.full(mask.shape, NOT_COMPUTED, np.uint8)
-    values = np.array([kind.value for kind in classes], np.uint8)
-    for tile in block.blocks(TILE_PX):
-        near = [
-            r for r in regions if r.box.scaled_down(downsample).intersect(tile).area_px
-        ]
-        if not near:
-            continue
-        blend = _Blend.of(tile, near, len(classes), downsample)
-        best = blend.mean.argmax(axis=0)
-        sure = np.take_along_axis(blend.mean, best[None], axis=0)[0]
-        place = tile.shift(-block.x, -block.y)
-        here = place.rows, place.columns
-        # a region also sees glass, pen and what a person's mask leaves out
-        seen = blend.any & on_tissue[here]
-        np.copyto(mask[here], values[best], where=seen)
-        how = np.where(blend.detailed, IN_DETAIL, COARSELY).astype(np.uint8)
-        np.copyto(coverage[here], how, where=seen)
-        share = np.rint(np.clip(sure, 0, 1) * CERTAIN).astype(np.uint8)
-        np.copyto(confidence[here], share, where=seen)
-    return mask, coverage, confidence
-
-
-@dataclass(frozen=True)
-class _Blend:
-    """A tile's blended probabilities.
-
-    `mean` is (c, h, w) float32 and sums to 1 over c where `any`, (h, w) bool, is true;
-    `detailed`, (h, w) bool, is where regions in detail weigh more than coarse ones.
-    """
-
-    mean: NDArray[np.float32]
-    any: NDArray[np.bool_]
-    detailed: NDArray[np.bool_]
-
-    @classmethod
-    def of(
-        cls,
-        tile: Box,
-        regions: Sequence[RegionPrediction],
-        count: int,
-        downsample: float,
-    ) -> "_Blend":
-        fine, fine_weight = _sum(tile, regions, DETAIL, count, downsample)
-        total, weight = _sum(tile, regions, COARSE, count, downsample)
-        # the coarse mean fills what the detailed weights leave of 1
-        left = np.clip(1 - fine_weight, 0, None)
-        total *= np.divide(left, weight, out=np.zeros_like(left), where=weight > 0)
-        total += fine
-        norm = total.sum(axis=0)
-        np.divide(total, norm, out=total, where=norm > 0)
-        detailed = (fine_weight >= 0.5) | ((fine_weight > 0) & (weight == 0))
-        return cls(total, (fine_weight > 0) | (weight > 0), detailed)
-
-
-def _sum(
-    tile: Box,
-    regions: Sequence[RegionPrediction],
-    kind: int,
-    count: int,
-    downsample: float,
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Weighted sum (c, h, w) and weights (h, w) of the regions of a kind."""
-    total = np.zeros((count, tile.h, tile.w), np.float32)
-    weight = np.zeros((tile.h, tile.w), np.float32)
-    for region in regions:
-        own = region.box.scaled_down(downsample)
-        part = own.intersect(tile)
-        if region.kind != kind or not part.area_px:
-            continue
-        xs = np.arange(part.x, part.right) - own.x
-        ys = np.arange(part.y, part.bottom) - own.y
-        found = sample_at(
-            region.probabilities,
-            region.grid,
-            xs / max(own.w - 1, 1),
-            ys / max(own.h - 1, 1),
-        )
-        window = np.outer(_window(own.h)[ys], _window(own.w)[xs]).astype(np.float32)
-        place = part.shift(-tile.x, -tile.y)
-        total[:, place.rows, place.columns] += found * window
-        weight[place.rows, place.columns] += window
-    return total, weight
-
-
-def _window(size_px: int) -> NDArray[np.float64]:
-    """Raised-cosine weights along a side: 1 inside, MIN_WEIGHT at the border.
-
-    Two windows that overlap by RAMP of the side sum to 1 up to MIN_WEIGHT.
-    """
-    centres = np.arange(size_px) + 0.5
-    inward = np.minimum(centres, size_px - centres) / max(RAMP * size_px, 1)
-    rise = (1 - np.cos(np.pi * np.clip(inward, 0, 1))) / 2
-    return np.asarray(np.maximum(rise, MIN_WEIGHT))
-
-
-def _tissue_at(tissue: Tissue, tile: Box, downsample: float) -> NDArray[np.bool_]:
-    """Tissue at the centre of each base pixel of a tile, (h, w) bool."""
+def _tissue_at(tissue: Tissue, box: Box, downsample: float) -> NDArray[np.uint8]:
+    """NO_REGION on tissue, by the centres of a box's pixels, elsewhere OFF_TISSUE."""
     h, w = tissue.mask.shape
     ratio = downsample / tissue.downsample
-    columns = np.floor((np.arange(tile.x, tile.right) + 0.5) * ratio).astype(np.int64)
-    rows = np.floor((np.arange(tile.y, tile.bottom) + 0.5) * ratio).astype(np.int64)
-    return tissue.mask[
-        np.clip(rows, 0, h - 1)[:, None], np.clip(columns, 0, w - 1)[None]
-    ]
+    columns = np.floor((np.arange(box.x, box.right) + 0.5) * ratio).astype(np.int64)
+    rows = np.floor((np.arange(box.y, box.bottom) + 0.5) * ratio).astype(np.int64)
+    values = np.where(tissue.mask, np.uint8(NO_REGION), np.uint8(OFF_TISSUE))
+    few, again = np.unique(np.clip(rows, 0, h - 1), return_inverse=True)
+    lines = values[few[:, None], np.clip(columns, 0, w - 1)]
+    return lines[again]  # whole rows at a time

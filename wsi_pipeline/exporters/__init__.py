@@ -141,7 +141,7 @@ def export_masks(
     their borders after simplification, too.
     """
     write = EXPORTERS.load(options.format)
-    if confidence is not None and confidence.levels[0] != masks.levels[0]:
+    if confidence is not None and not _lie_together(confidence, masks):
         raise ExportError(
             f"{confidence.path}: its base has {confidence.levels[0].size_px} px, "
             f"{masks.path} has {masks.levels[0].size_px} px; stitch them together"
@@ -170,6 +170,16 @@ def export_masks(
     classes = account.classes()
     count = sum(kind.objects for kind in classes)
     return ExportSummary(path, count, frame.name, frame.offset_px, classes)
+
+
+def _lie_together(coarser: MaskPyramid, masks: MaskPyramid) -> bool:
+    """Whether pixels of a label's base are so many times larger than a mask's."""
+    factor = coarser.levels[0].downsample / masks.levels[0].downsample
+    w, h = masks.levels[0].size_px
+    return factor >= 1 and coarser.levels[0].size_px == (
+        -(-w // factor),
+        -(-h // factor),
+    )
 
 
 def _rules(masks: MaskPyramid, options: ExportOptions) -> Rules:

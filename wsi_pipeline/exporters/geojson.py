@@ -6,6 +6,7 @@ The rules are those that QuPath 0.4 to 0.7 apply on import.
 import hashlib
 import uuid
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -131,14 +132,18 @@ class _Rings:
     """Outlines as GeoJSON's nested lists, whole numbers without a decimal point."""
 
     def __init__(self, outlines: Outlines) -> None:
-        self._polygons = outlines.polygons.tolist()
         self._objects = outlines.objects.tolist()
         points, starts = outlines.closed()
-        self._starts = starts.tolist()
-        self._points = points = np.round(points, _DECIMALS) + 0
-        self._whole = points.astype(np.int64)
-        equal = (self._whole == points).all(axis=1)
-        self._is_whole = per_part(np.logical_and, equal, starts).tolist()
+        points = np.round(points, _DECIMALS) + 0
+        whole = points.astype(np.int64)
+        is_whole = per_part(np.logical_and, (whole == points).all(axis=1), starts)
+        rings: list[NDArray[Any]] = [  # Any: of either kind of number
+            (whole if mine else points)[start:stop]
+            for mine, (start, stop) in zip(
+                is_whole.tolist(), pairwise(starts.tolist()), strict=True
+            )
+        ]
+        self._polygons = [rings[a:b] for a, b in pairwise(outlines.polygons.tolist())]
 
     def coordinates(self, index: int) -> Iterator[bytes]:
         """Those of an object: of its polygon, or of each of them."""
@@ -151,21 +156,16 @@ class _Rings:
             yield from self._polygon(polygon)
         yield b"]"
 
-    def _polygon(self, index: int) -> list[bytes]:
-        first, last = self._polygons[index], self._polygons[index + 1]
-        texts = []
-        for start in range(first, last, _RINGS):
-            rings = range(start, min(start + _RINGS, last))
-            texts.append(_dump([self._ring(ring) for ring in rings]))
-        # one list of rings out of several
-        texts[:-1] = [text[:-1] + b"," for text in texts[:-1]]
-        texts[1:] = [text[1:] for text in texts[1:]]
-        return texts
-
-    def _ring(self, index: int) -> NDArray[Any]:  # Any: of either kind of number
-        points = self._whole if self._is_whole[index] else self._points
-        return points[self._starts[index] : self._starts[index + 1]]
+    def _polygon(self, index: int) -> Iterator[bytes]:
+        rings = self._polygons[index]
+        if len(rings) <= _RINGS:
+            yield _dump(rings)
+            return
+        for start in range(0, len(rings), _RINGS):
+            yield b"," if start else b"["
+            yield _dump(rings[start : start + _RINGS])[1:-1]
+        yield b"]"
 
 
-def _dump(rings: list[NDArray[Any]]) -> bytes:
+def _dump(rings: list[NDArray[Any]]) -> bytes:  # Any: as above
     return orjson.dumps(rings, option=orjson.OPT_SERIALIZE_NUMPY)

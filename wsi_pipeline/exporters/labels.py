@@ -17,7 +17,7 @@ class LabelSource:
     ----------
     masks : MaskPyramid
     confidence : MaskPyramid or None
-        On the same grid.
+        On the same grid, or on one so many times coarser.
 
     Raises
     ------
@@ -29,7 +29,7 @@ class LabelSource:
         self, masks: MaskPyramid, confidence: MaskPyramid | None = None
     ) -> None:
         self._masks = _Base(masks)
-        self._confidence = None if confidence is None else _Base(confidence)
+        self._confidence = confidence
 
     def read(self, box: Box) -> NDArray[np.uint8]:
         """(h, w) uint8 values of the mask."""
@@ -37,7 +37,10 @@ class LabelSource:
 
     def read_confidence(self, box: Box) -> NDArray[np.uint8] | None:
         """(h, w) uint8, 254 * probability; None where there is no such label."""
-        return None if self._confidence is None else self._confidence.read(box)
+        if self._confidence is None:
+            return None
+        factor = self._confidence.levels[0].downsample / self._masks.downsample
+        return self._confidence.read_enlarged(box, round(factor))
 
     def is_blank(self, box: Box) -> bool:
         """Whether a glance at the chunks of a box tells that it holds no object."""
@@ -49,6 +52,7 @@ class _Base:
 
     def __init__(self, label: MaskPyramid) -> None:
         self._label = label
+        self.downsample = label.levels[0].downsample
         self._chunks = ChunkReader.of(label.path / "0", label.array(0))
 
     def read(self, box: Box) -> NDArray[np.uint8]:

@@ -41,12 +41,17 @@ class Spool:
         self._file.writelines(pieces)
         self._rows.extend((major, minor, start, self._file.tell() - start))
 
-    def parts(self) -> Iterator[Iterator[bytes]]:
+    def parts(self) -> Iterator[Iterable[bytes]]:
         """Each part in pieces, in their order."""
         self._file.flush()
         rows = np.array(self._rows, np.int64).reshape(-1, 4)
-        for row in np.lexsort((rows[:, 1], rows[:, 0])).tolist():
-            yield self._read(*rows[row, 2:].tolist())
+        descriptor = self._file.fileno()
+        for row in np.lexsort((rows[:, 1], rows[:, 0])):
+            start, length = rows[row, 2:].tolist()
+            if length <= _PIECE_BYTES:
+                yield [os.pread(descriptor, length, start)]
+            else:
+                yield self._read(start, length)
 
     def _read(self, start: int, length: int) -> Iterator[bytes]:
         end = start + length

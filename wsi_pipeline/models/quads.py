@@ -29,24 +29,34 @@ def is_regular(nodes: Tensor) -> bool:
 
     Parameters
     ----------
-    nodes : (h, w, 2) float64 tensor
-        x and y in half cells of an even grid, counted from its middle.
+    nodes : (..., h, w, 2) float64 tensor
+        x and y in half cells of an even grid, counted from its middle; of one mesh or
+        of several, which must all be regular.
 
     Notes
     -----
     All up to the rounding of float32 nodes: where cells collapse, it alone decides
     which of two nodes comes first.
     """
-    x, y = nodes.unbind(-1)
-    h, w = x.shape
+    x, y = (part.contiguous() for part in nodes.unbind(-1))  # half the time
+    h, w = x.shape[-2:]
     slack = _ROUNDING * max(h, w)
-    a, b, c, d = corners(nodes)
-    turns = ((b - a, c - a), (b - a, d - b), (d - c, c - a), (d - c, d - b))
-    least = [x.diff(dim=1).amin(), y.diff(dim=0).amin()]
-    for u, v in turns:
-        length = u.abs().amax(dim=-1) + v.abs().amax(dim=-1)
-        least.append((cross(u, v) / length.clamp_min(1)).amin())
-    border = (x[:, 0] + w - 1, x[:, -1] - w + 1, y[0] + h - 1, y[-1] - h + 1)
+    along, down = (x.diff(dim=-1), y.diff(dim=-1)), (x.diff(dim=-2), y.diff(dim=-2))
+    far, deep = (torch.maximum(u.abs(), v.abs()) for u, v in (along, down))
+    first, last = slice(None, -1), slice(1, None)
+    least = [along[0].amin(), down[1].amin()]
+    for row in (first, last):  # upper and lower side of each quad
+        for column in (first, last):  # left and right one
+            turn = along[0][..., row, :] * down[1][..., column]
+            turn -= along[1][..., row, :] * down[0][..., column]
+            length = far[..., row, :] + deep[..., column]
+            least.append((turn / length.clamp_min(1)).amin())
+    border = (
+        x[..., 0] + w - 1,
+        x[..., -1] - w + 1,
+        y[..., 0, :] + h - 1,
+        y[..., -1, :] - h + 1,
+    )
     least += [-part.abs().amax() for part in border]
     return bool(torch.stack(least).amin() >= -slack)  # false for NaN
 

@@ -355,25 +355,38 @@ def sample_at(
     Memory: the output, 8 bytes per place, what `invert_grid` states for crossings, and
     about 15 MB. Runs on the CPU.
     """
+    found: NDArray[np.float32]
+    found = read_nodes(probabilities, grid, xs, ys, torch.device("cpu")).numpy()
+    return found
+
+
+def read_nodes(
+    probabilities: NDArray[np.floating],
+    grid: NDArray[np.floating],
+    xs: NDArray[np.floating],
+    ys: NDArray[np.floating],
+    device: torch.device,
+) -> Tensor:
+    """What `sample_at` does, as a (c, m_y, m_x) tensor on a device."""
     h, w = probabilities.shape[1:]
     if grid.shape != (2, h, w):
         raise ValueError(
             f"grid must be (2, {h}, {w}) like the probabilities, got {grid.shape}"
         )
-    xs = np.clip(np.asarray(xs, np.float64), 0, 1)
-    ys = np.clip(np.asarray(ys, np.float64), 0, 1)
-    nodes = from_unit(torch.from_numpy(np.asarray(grid, np.float64))[None])[0]
+    unit = torch.from_numpy(np.asarray(grid, np.float64)).to(device)
+    columns, rows = (
+        torch.from_numpy(np.clip(np.asarray(v, np.float64), 0, 1) * 2 - 1).to(device)
+        for v in (xs, ys)
+    )
     # x and y in planes: what is written and sampled fastest
-    places = torch.empty(2, len(ys), len(xs)).permute(1, 2, 0)
-    columns, rows = (torch.from_numpy(v * 2 - 1) for v in (xs, ys))
-    invert_places(nodes, columns, rows, places)
-    values = torch.from_numpy(np.asarray(probabilities, np.float32))[None]
+    places = torch.empty(2, len(rows), len(columns), device=device).permute(1, 2, 0)
+    invert_places(from_unit(unit[None])[0], columns, rows, places)
+    values = torch.from_numpy(np.asarray(probabilities, np.float32)).to(device)
     read = functional.grid_sample(
-        values,
+        values[None],
         places[None],
         mode="bilinear",
         padding_mode="border",
         align_corners=True,
     )
-    out: NDArray[np.float32] = read[0].numpy()
-    return out
+    return read[0]

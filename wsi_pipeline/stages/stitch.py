@@ -1,5 +1,6 @@
 """The stage "stitch" of a slide's folder."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from wsi_pipeline.classes import COARSELY, IN_DETAIL, NO_TISSUE, SKIPPED
@@ -18,7 +19,7 @@ def publish(run: SlideRun) -> Published:
     pyramid = Pyramid(folder.pyramid)
     tissue = Tissue.load(folder.tissue)
     name = model.card.name
-    masks = stitch_masks(
+    found = stitch_masks(
         pyramid,
         RegionStore(folder.predictions),
         tissue,
@@ -28,21 +29,21 @@ def publish(run: SlideRun) -> Published:
         run.config.stitch,
         confidence_path=folder.label("confidence"),
         facts={"model": name, "segmenter_sha256": model.card.need_segmenter().sha256},
+        workers=run.config.tile.workers,
         progress=run.ticker("stitch"),
     )
     for label in pyramid.labels_path.iterdir():
         if label.is_dir() and label.name not in (name, *OWN_LABELS):
             remove(label)  # of another model
     pyramid.publish_labels_list()
-    publish_picture(folder.overlay, overlay(pyramid, masks))
-    facts = _areas(masks) | _shares(pyramid.masks("coverage"))
+    publish_picture(folder.overlay, overlay(pyramid, found.masks))
+    facts = _areas(found.masks, found.pixels) | _shares(found.coverage)
     labels = [folder.label(label) for label in (name, "coverage", "confidence")]
     return [*labels, folder.overlay], facts
 
 
-def _areas(masks: MaskPyramid) -> dict[str, Any]:
+def _areas(masks: MaskPyramid, pixels: Mapping[int, int]) -> dict[str, Any]:
     """Area per class in mm2, and pixels per value."""
-    pixels = masks.count_pixels()
     areas = {
         c.name: pixels.get(c.value, 0) * masks.scale.area_um2 / 1e6
         for c in masks.classes
@@ -50,9 +51,8 @@ def _areas(masks: MaskPyramid) -> dict[str, Any]:
     return {"area_mm2": areas, "pixels": {str(k): v for k, v in pixels.items()}}
 
 
-def _shares(coverage: MaskPyramid) -> dict[str, Any]:
+def _shares(pixels: Mapping[int, int]) -> dict[str, Any]:
     """Share of the tissue that was segmented, by how."""
-    pixels = coverage.count_pixels()
     tissue = sum(v for k, v in pixels.items() if k != NO_TISSUE)
     names = {"in_detail": IN_DETAIL, "coarsely": COARSELY, "skipped": SKIPPED}
     return {
