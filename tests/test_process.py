@@ -1,6 +1,9 @@
 """What the process may use: memory of the machine, or of a control group."""
 
 import os
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,3 +58,32 @@ def test_groups_of_version_1_count_too(
 def test_without_groups_it_is_the_machine(tmp_path: Path) -> None:
     assert total_memory_bytes(tmp_path) == MACHINE
     assert 0 < total_memory_bytes() <= MACHINE
+
+
+TOUCH_AGAIN = """
+import resource
+import numpy as np
+from wsi_pipeline.process import keep_freed_memory
+
+{first}
+for turn in range(20):
+    np.ones(2**26, np.uint8)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+def test_kept_memory_is_cleared_by_the_system_once() -> None:
+    """20 x 64 MiB in pages of 4 KiB."""
+    faults = [
+        int(
+            subprocess.run(
+                [sys.executable, "-c", TOUCH_AGAIN.format(first=first)],
+                env=os.environ | {"NUMPY_MADVISE_HUGEPAGE": "0"},
+                capture_output=True,
+                check=True,
+            ).stdout
+        )
+        for first in ("keep_freed_memory(2**27)", "")
+    ]
+    assert faults[1] - faults[0] > 18 * 2**14

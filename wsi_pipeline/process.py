@@ -1,5 +1,6 @@
 """Tells what the process may use and holds: CPUs and memory."""
 
+import ctypes
 import os
 import resource
 import sys
@@ -8,21 +9,32 @@ from contextlib import suppress
 from multiprocessing import active_children
 from pathlib import Path
 
-import numpy as np
-
 _SELF = "self"
+# numbers of malloc.h
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
 
-def keep_freed_memory() -> None:
-    """Let the heap keep what is freed, up to twice 16 MiB, instead of returning it.
+def keep_freed_memory(block_bytes: int = 2**24) -> None:
+    """Let the heap keep what is freed, instead of returning it to the system.
+
+    Parameters
+    ----------
+    block_bytes : int
+        Blocks up to this size are kept, of all together twice as much at the heap's
+        end.
 
     Notes
     -----
-    glibc asks the system for each block above a threshold, which grows to the largest
-    block freed so far; the system clears every page of it, for a fifth of the time
-    that tiling takes. See mallopt(3), M_MMAP_THRESHOLD.
+    glibc asks the system for each larger block, and the system clears every page of it:
+    a fifth of the time that tiling takes, a quarter of training on whole frames. See
+    mallopt(3); other C libraries are left as they are.
     """
-    np.empty(2**24, np.uint8)  # freed at once
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # macOS, musl, Windows
+        return
+    mallopt(_MMAP_THRESHOLD, block_bytes)
+    mallopt(_TRIM_THRESHOLD, min(2 * block_bytes, 2**31 - 1))
 
 
 def cpu_count() -> int:

@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.models.budget import report_memory
+from wsi_pipeline.process import keep_freed_memory
 from wsi_pipeline.training.checkpoints import (
     Training,
     fill,
@@ -30,6 +31,8 @@ from wsi_pipeline.training.journal import Journal
 
 _COLUMNS = "step", "loss", "lr", "seconds", "peak_bytes"
 """Columns of the journal that no part of a loss may be named like."""
+_LARGEST_BYTES = 2**30
+"""Of a tensor whose memory the heap keeps for the next step."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +168,8 @@ def fit(
         if steps < 1:
             raise ConfigError(f"{name} must be 1 step or more, got {steps}")
     fabric = _start(options)
+    if fabric.device.type == "cpu":
+        keep_freed_memory(_LARGEST_BYTES)
     module.train()
     training = _begin(module, options)
     wrapped, prepared = fabric.setup(module, training.optimizer)
