@@ -1,5 +1,9 @@
 # make demo: everything from a fresh machine with Python 3.12 to masks and a report
 # make test: lint, types, import contracts, tests; make test-slow: the long sweeps
+# make faults: kills, full disks, hostile files and the other injected faults, about an
+#   hour; writes docs/promises.md
+# make audit: known advisories of the pinned packages, asked of PyPI (network);
+#   make sbom: what is installed, as CycloneDX in out/sbom.json (no network)
 # make check: lint, types, contracts only; make bench: ratios against floors
 # make bench-segment: trains and measures the arms of learned downsampling, goes on
 #   where it stopped; MINUTES=60 starts none later; DATASET=cityscapes DATA=FOLDER
@@ -19,12 +23,14 @@ PYTHON ?= $(shell command -v python3.12 || command -v python3)
 VENV ?= .venv
 BIN = $(VENV)/bin
 PEERS = .venv-peers
+CRATES = .venv-crates
+AUDIT = .venv-audit
 DONE = $(VENV)/.installed-$(EXTRAS)
 EXTRAS ?= dev
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: setup demo test test-slow check bench bench-segment bench-study bench-tile \
-  bench-export bench-stitch bench-select bench-screen bench-labels clean
+.PHONY: setup demo test test-slow faults audit sbom check bench bench-segment bench-study \
+  bench-tile bench-export bench-stitch bench-select bench-screen bench-labels clean
 
 setup: $(DONE)
 
@@ -45,10 +51,42 @@ check: $(DONE)
 	$(BIN)/lint-imports
 
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not faults" -n 2
 
 test-slow: $(DONE)
 	$(BIN)/python -m pytest -m slow
+
+# the validator of RO-Crates lives apart: it needs an older rich than the rest
+$(CRATES)/.installed:
+	"$(PYTHON)" -m venv $(CRATES)
+	$(CRATES)/bin/python -m pip install --quiet roc-validator==0.13.0
+	$(CRATES)/bin/python -m pip install --quiet --no-deps rocrate==0.13.0
+	touch $@
+
+# atheris has no wheels for some machines; its tests say so and are skipped there
+faults: $(DONE) $(CRATES)/.installed
+	-$(BIN)/python -m pip install --quiet atheris==3.1.0
+	mkdir -p out
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "faults or promise" \
+	  --junitxml=out/faults.xml; code=$$?; \
+	  $(BIN)/python -m tests.faults.table out/faults.xml docs/promises.md; exit $$code
+
+# what looks at the packages lives apart, so that it is not among them
+$(AUDIT)/.installed:
+	"$(PYTHON)" -m venv $(AUDIT)
+	$(AUDIT)/bin/python -m pip install --quiet pip-audit==2.10.1 cyclonedx-bom==7.5.0 || \
+	  { echo "no network: nothing was looked at"; exit 1; }
+	touch $@
+
+# strict: without network it would skip every package and find nothing wrong
+audit: $(AUDIT)/.installed
+	$(AUDIT)/bin/pip-audit --strict --progress-spinner off --no-deps --disable-pip \
+	  -r constraints.txt
+
+sbom: $(DONE) $(AUDIT)/.installed
+	mkdir -p out
+	$(AUDIT)/bin/cyclonedx-py environment --output-reproducible \
+	  --pyproject pyproject.toml -o out/sbom.json $(BIN)/python
 
 bench: $(DONE)
 	$(BIN)/python tests/benchmarks/tile_memory.py
@@ -91,4 +129,4 @@ bench-labels: $(DONE)
 	$(BIN)/python tests/benchmarks/select_labels.py out/labels
 
 clean:
-	rm -rf $(VENV) $(PEERS) demo
+	rm -rf $(VENV) $(PEERS) $(CRATES) $(AUDIT) demo

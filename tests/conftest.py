@@ -20,3 +20,10 @@ def data_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real data absent: no folder {folder} (set WSI_DATA)")
     return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Say in the record of a run which promises a test proves."""
+    for item in items:
+        for mark in item.iter_markers("promise"):
+            item.user_properties.append(("promise", mark.args[0]))

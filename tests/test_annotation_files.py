@@ -2,6 +2,7 @@
 
 import gzip
 import zipfile
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ from wsi_pipeline.annotations.frames import check_frame
 from wsi_pipeline.annotations.writing import write_annotations
 from wsi_pipeline.errors import ConfigError, RegionError
 from wsi_pipeline.geometry import Box
+from wsi_pipeline.ngff import Source
+from wsi_pipeline.slide import SlideInfo
 
 # -------------------------------------------------------------- hostile files
 
@@ -160,10 +163,11 @@ def test_the_ending_is_all_that_says_the_format(name: str, ending: str | None) -
 
 OFFSET = (600, 300)
 SLIDE = info_of((4000, 3000))
-BOUNDED = type(SLIDE)(
-    **{f: getattr(SLIDE, f) for f in SLIDE.__dataclass_fields__}
-    | {"bounds": Box(*OFFSET, 2000, 1000)}
-)
+BOUNDED = replace(SLIDE, bounds=Box(*OFFSET, 2000, 1000))
+
+
+def named(name: str) -> SlideInfo:
+    return replace(BOUNDED, path=Path(name))
 
 
 def corner(path: Path, **how: Any) -> tuple[float, float]:
@@ -179,8 +183,12 @@ def test_each_program_counts_from_its_own_corner(tmp_path: Path) -> None:
     assert corner(qupath, slide=BOUNDED) == OFFSET
     assert corner(scope, slide=BOUNDED) == (0, 0)
     assert corner(asap(tmp_path, asap_one(SQUARE, "A")), slide=BOUNDED) == (0, 0)
-    with pytest.raises(RegionError, match=r"a\.annotations: .*\(600, 300\).*HALO"):
-        read_annotations(halo, slide=BOUNDED)
+    with pytest.raises(RegionError, match=r"a\.annotations: .*\(600, 300\).*HALO.*scn"):
+        read_annotations(halo, slide=named("a.SCN"))
+    assert corner(halo, slide=named("a.MRXS")) == (512, 256)
+    assert corner(halo, slide=named("a.tiff")) == corner(halo, slide=BOUNDED) == (0, 0)
+    source = Source("a.mrxs", (4000, 3000), SLIDE.scale, "test", BOUNDED.bounds)
+    assert corner(halo, slide=source) == (512, 256)
     assert corner(halo, slide=BOUNDED, frame="halo") == (512, 256)
     assert corner(halo, slide=BOUNDED, frame="qupath") == OFFSET
     assert corner(halo, slide=SLIDE) == (0, 0)

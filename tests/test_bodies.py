@@ -462,7 +462,8 @@ def test_an_unreadable_file_is_named(tmp_path: Path, content: bytes | None) -> N
     file = tmp_path / "bad.safetensors"
     if content is not None:
         file.write_bytes(content)
-    with pytest.raises(ModelError, match=r"bad\.safetensors: no readable"):
+    cause = "missing" if content is None else "no readable"
+    with pytest.raises(ModelError, match=rf"bad\.safetensors: {cause}"):
         build_body("unet", classes=2, weights=file)
 
 

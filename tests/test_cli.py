@@ -13,7 +13,8 @@ VERBS = [
     ("stitch",), ("export",), ("train",), ("train", "select"), ("train", "segment"),
     ("train", "screen"),
     ("evaluate",), ("evaluate", "masks"), ("evaluate", "segment"), ("synth",),
-    ("synth-strips",), ("demo",), ("report",), ("check-geojson",), ("annotations",),
+    ("synth-strips",), ("demo",), ("report",), ("doctor",),
+    ("check-geojson",), ("annotations",),
     ("annotations", "show"), ("annotations", "convert"), ("annotations", "label"),
 ]  # fmt: skip
 HEAVY = "torch", "dask", "distributed", "zarr"

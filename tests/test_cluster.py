@@ -5,9 +5,9 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
-from multiprocessing import parent_process
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ from wsi_pipeline.cluster import Workers, processes
 from wsi_pipeline.config import TileOptions
 from wsi_pipeline.errors import ConfigError, ExportError, SlideError
 from wsi_pipeline.geometry import Box
+from wsi_pipeline.places import as_place
 from wsi_pipeline.tiling import tile_slide
 
 
@@ -100,6 +101,38 @@ def test_processes_are_started_once_and_only_for_what_is_worth_it():
         assert workers.pool_for(large) is None
     with Workers("threads", 2) as workers:
         assert workers.pool_for(large) is None
+
+
+def test_of_several_slides_each_is_tiled_by_processes():
+    small = NumberSlide.of(3000, 3000).info
+    remote = replace(small, path=as_place("memory://slides/a.tif"))
+    with Workers.of(TileOptions(workers=1), apart=True) as workers:
+        pool = workers.pool_for(small)
+        assert isinstance(pool, ProcessPoolExecutor)
+        assert workers.pool_for(small) is pool
+    with Workers.of(TileOptions(workers=1), apart=True) as workers:
+        assert workers.pool_for(remote) is None
+    with Workers.of(TileOptions(scheduler="threads"), apart=True) as workers:
+        assert workers.pool_for(small) is None
+
+
+def interrupted_at_start(pool):
+    """Send Ctrl-C to a process that is just starting; what it answers then."""
+    with pool:
+        future = pool.submit(os.getpid)
+        (number,) = pool._processes
+        os.kill(number, signal.SIGINT)
+        return future.result() == number
+
+
+def test_a_process_that_is_interrupted_while_it_starts_works_on():
+    assert interrupted_at_start(processes(1))
+
+
+def test_unguarded_it_would_end_with_an_error():
+    unguarded = ProcessPoolExecutor(1, get_context("spawn"), cluster._begin)
+    with pytest.raises(BrokenExecutor):
+        interrupted_at_start(unguarded)
 
 
 def test_processes_end_with_their_parent():

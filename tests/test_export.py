@@ -17,11 +17,10 @@ import shapely.geometry
 
 from tests.test_geojson import CLASSES, EXACT, features, make_masks
 from tests.tracing import Mask, blobs
-from wsi_pipeline import exporters
 from wsi_pipeline.annotations.checking import check_geojson
 from wsi_pipeline.config import ExportOptions
 from wsi_pipeline.errors import ExportError, PyramidError
-from wsi_pipeline.exporters import export_masks, geojson, spool
+from wsi_pipeline.exporters import export_masks, exporter, geojson, spool
 from wsi_pipeline.exporters.labels import LabelSource
 from wsi_pipeline.exporters.outlines import Outlines
 from wsi_pipeline.exporters.polygons import trace_objects
@@ -36,7 +35,7 @@ from wsi_pipeline.pyramid import MaskPyramid
 def in_blocks(monkeypatch: pytest.MonkeyPatch, block_px: int) -> None:
     """Trace in smaller blocks than usual."""
     traced = functools.partial(trace_objects, block_px=block_px)
-    monkeypatch.setattr(exporters, "trace_objects", traced)
+    monkeypatch.setattr(exporter, "trace_objects", traced)
 
 
 def bytes_of(

@@ -288,7 +288,8 @@ def test_other_codecs_are_left_to_zarr(tmp_path: Path) -> None:
 def test_a_jpeg_chunk_of_another_size_is_refused(folder: Path) -> None:
     path = folder / "other size"
     made = noise_pyramid(path, LAYOUTS["jpeg"])
-    small = LAYOUTS["jpeg"].codec.encode(np.zeros((3, 64, 64), np.uint8))
+    codec = LAYOUTS["jpeg"].codec
+    small = codec.seal(codec.encode(np.zeros((3, 64, 64), np.uint8)))
     shard = path / "0" / "c" / "0" / "0" / "0"
     data = shard.read_bytes()
     index = np.frombuffer(data[-68:-4], "<u8").reshape(2, 2, 2).copy()

@@ -231,17 +231,21 @@ def test_area_and_perimeter_follow_pixels_that_are_not_square(tmp_path: Path) ->
     }
 
 
-def test_mean_probability_comes_from_the_confidence_label(tmp_path: Path) -> None:
+def test_probabilities_come_from_the_confidence_label(tmp_path: Path) -> None:
     mask = np.zeros((10, 10), np.uint8)
     mask[2:6, 2:6] = 1
     certain = np.full((10, 10), 255, np.uint8)
     certain[2:6, 2:6] = 127
+    certain[3, 2:4] = 254 // 4, 254 * 3 // 4  # 0.248 and 0.748
     masks = make_masks(tmp_path / "m.zarr", mask)
     sure = make_masks(tmp_path / "c.zarr", certain, classes=())
     path = tmp_path / "x.geojson"
     export_masks(masks, path, EXACT, slide_id="s", confidence=sure)
     (item,) = read_annotations(path)
-    assert dict(item.measurements)["Mean probability"] == 0.5
+    numbers = dict(item.measurements)
+    assert numbers["Mean probability"] == round((14 * 127 + 63 + 190) / 16 / 254, 4)
+    assert numbers["Max probability"] == round(190 / 254, 4)
+    assert "Selection score" not in numbers
     assert check_geojson(path) == []
 
 
@@ -249,7 +253,8 @@ def test_confidence_of_another_size_is_refused(tmp_path: Path) -> None:
     masks = make_masks(tmp_path / "m.zarr", np.ones((8, 8), np.uint8))
     sure = make_masks(tmp_path / "c.zarr", np.ones((8, 9), np.uint8), classes=())
     with pytest.raises(ExportError, match="stitch them together"):
-        export_masks(masks, tmp_path / "x", EXACT, slide_id="s", confidence=sure)
+        path = tmp_path / "x.geojson"
+        export_masks(masks, path, EXACT, slide_id="s", confidence=sure)
 
 
 def test_value_that_is_no_class_is_refused_and_nothing_appears(tmp_path: Path) -> None:
@@ -259,8 +264,10 @@ def test_value_that_is_no_class_is_refused_and_nothing_appears(tmp_path: Path) -
 
 
 def test_unknown_format_lists_those_there_are(tmp_path: Path) -> None:
-    with pytest.raises(UnknownNameError, match="geojson"):
-        export(tmp_path, np.ones((8, 8), np.uint8), ExportOptions(format="shp"))
+    mask = np.ones((8, 8), np.uint8)
+    for number, name in enumerate(("a.shp", "a.parquet.gz", "a", "a.tif")):
+        with pytest.raises(UnknownNameError, match=r"\.geojson, \.parquet, \.ome\.tif"):
+            export(tmp_path / str(number), mask, name=name)
 
 
 def test_empty_mask_gives_a_file_without_features(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from typer.testing import CliRunner
 
 from tests.test_geojson import EXACT, RUN, export, features, glands, make_masks
-from wsi_pipeline import cli
+from tests.test_measuring import patches
+from wsi_pipeline import cli, stage_verbs
 from wsi_pipeline.annotations import read_annotations
 from wsi_pipeline.annotations.checking import check_geojson
 from wsi_pipeline.config import ExportOptions, RunConfig
@@ -101,7 +102,9 @@ def test_a_class_is_one_feature_with_all_of_its_objects(
             assert numbers[name] == pytest.approx(total, abs=1e-3 * len(mine))
 
 
-def test_class_has_the_mean_probability_of_its_pixels(tmp_path: Path) -> None:
+def test_class_has_the_probabilities_and_the_score_of_its_pixels(
+    tmp_path: Path,
+) -> None:
     mask, certain = np.zeros((20, 20), np.uint8), np.full((20, 20), 255, np.uint8)
     mask[2:6, 2:6], certain[2:6, 2:6] = 1, 254  # 16 px of 1
     mask[10:18, 10:16], certain[10:18, 10:16] = 1, 127  # 48 px of 0.5
@@ -109,7 +112,16 @@ def test_class_has_the_mean_probability_of_its_pixels(tmp_path: Path) -> None:
     sure = make_masks(tmp_path / "c.zarr", certain, classes=())
     options = EXACT.model_copy(update={"group": "class", "objects": "detection"})
     path = tmp_path / "x.geojson"
-    export_masks(masks, path, options, slide_id="s", run=RUN, confidence=sure)
+    selection = patches(np.array([(0, 0), (10, 10)]), 10, [0.25, 0.12345678])
+    export_masks(
+        masks,
+        path,
+        options,
+        slide_id="s",
+        run=RUN,
+        confidence=sure,
+        selection=selection,
+    )
     (row,) = features(path)
     assert uuid.UUID(row.pop("id")).version == 5
     assert row["geometry"]["type"] == "MultiPolygon"
@@ -121,6 +133,8 @@ def test_class_has_the_mean_probability_of_its_pixels(tmp_path: Path) -> None:
             "Area um^2": 16.0,
             "Perimeter um": 22.0,
             "Mean probability": (16 + 24) / 64,
+            "Max probability": 1.0,
+            "Selection score": 0.25,
         },
         "metadata": RUN,
     }
@@ -149,10 +163,12 @@ def test_flags_reach_the_options(monkeypatch: pytest.MonkeyPatch, verb: str) -> 
         seen.append(config.export)
         raise typer.Exit
 
-    monkeypatch.setattr(cli, "_slide_run", stop)
-    kind = ["--objects=detection", "--group=class"] if verb == "export" else []
+    monkeypatch.setattr(stage_verbs, "_slide_run", stop)
+    kind = ["--objects=detection", "--group=class", "--no-unexamined"]
+    kind = kind if verb == "export" else []
     CliRunner().invoke(cli.app, [verb, "folder", "--zip", *kind])
     (one,) = seen
     assert (one.zip, one.gzip) == (True, False)
     expected = ("detection", "class") if kind else ("annotation", "object")
     assert (one.objects, one.group) == expected
+    assert one.unexamined == (not kind)

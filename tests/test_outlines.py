@@ -228,7 +228,7 @@ def objects_of(*rings: list[tuple[int, int]]) -> Objects:
         numbers + 1,
         numbers * 0,
         numbers,
-        numbers * np.nan,
+        *[numbers * np.nan] * 3,
         Outlines.of_rings(points, starts),
     )
 

@@ -18,16 +18,19 @@ import shapely
 import zarr
 from ome_zarr_models.v05 import Image, ImageLabel
 
-from wsi_pipeline.batch import rewrite_report, run_batch
+from wsi_pipeline.agreement import find_disagreements
+from wsi_pipeline.batch import run_batch
 from wsi_pipeline.config import RunConfig
 from wsi_pipeline.demo import write_truthful_slide
 from wsi_pipeline.errors import ConfigError, RegionError, UnknownNameError
 from wsi_pipeline.evaluation import evaluate_masks
+from wsi_pipeline.keys import final_key
 from wsi_pipeline.models.cards import ModelCard, find_model
-from wsi_pipeline.pipeline import final_key, publish_manifest, run_stage
+from wsi_pipeline.pipeline import publish_manifest, run_stage
 from wsi_pipeline.pyramid import MaskPyramid, Pyramid
 from wsi_pipeline.results import Manifest, SlideFolder
 from wsi_pipeline.resuming import LogitJournal
+from wsi_pipeline.run_files import rewrite_report
 from wsi_pipeline.stages import SlideJob, SlideRun
 from wsi_pipeline.stages import select as select_stage
 
@@ -63,7 +66,7 @@ def features(folder: SlideFolder) -> list[dict]:
 
 
 def bytes_of(folder: SlideFolder) -> dict[str, str]:
-    """Digest of every result but the records of times and memory."""
+    """Digest of every result but what tells of times and memory."""
     return {
         path.relative_to(folder.path).as_posix(): hashlib.sha256(
             path.read_bytes()
@@ -71,7 +74,7 @@ def bytes_of(folder: SlideFolder) -> dict[str, str]:
         for path in sorted(folder.path.rglob("*"))
         if path.is_file()
         and path.parent.name != "stages"
-        and path.name != "manifest.json"
+        and path.name not in ("run.json", "ro-crate-metadata.json")
     }
 
 
@@ -88,7 +91,7 @@ def test_everything_that_the_design_names_is_there(results):
         "slide.ome.zarr", "tissue.png", "patches.parquet", "selection.parquet",
         "segmentation.geojson", "thumbnail.png", "overlay.png", "attention.png",
         "attention.geojson", "attention.ome.zarr", "top_patches.png",
-        "stages", "manifest.json",
+        "stages", "manifest.json", "run.json", "config.toml", "ro-crate-metadata.json",
     }  # fmt: skip
     assert {p.name for p in results.path.parent.iterdir()} == {
         results.slide_id, "run.json", "slides.csv", "report.html", "plans.json",
@@ -169,8 +172,8 @@ def test_the_manifest_lists_every_file_with_its_sha256(results):
     there = {
         p.relative_to(results.path).as_posix()
         for p in results.path.rglob("*")
-        if p.is_file() and p != results.manifest
-    }
+        if p.is_file() and p.parent.name != "stages"
+    } - {"manifest.json", "run.json", "ro-crate-metadata.json"}
     assert set(manifest.files) == there
     for name in ("tissue.png", "segmentation.geojson", "slide.ome.zarr/zarr.json"):
         digest = hashlib.sha256((results.path / name).read_bytes()).hexdigest()
@@ -312,7 +315,7 @@ def test_what_no_slide_could_run_with_is_refused_before_the_first(made, tmp_path
         with pytest.raises(ConfigError, match=r"abacus|no\.png"):
             run_batch([made[0]], out, model, config)
     with pytest.raises(UnknownNameError, match="geojson"):
-        run_batch([made[0]], out, model, EXACT.updated("export", format="foo"))
+        run_batch([made[0]], out, model, EXACT.updated("export", formats="foo"))
     assert not out.exists()
 
 
@@ -437,6 +440,47 @@ def test_an_export_in_another_form_replaces_the_first(made, results, tmp_path):
     assert names == {"segmentation.geojson.gz", "attention.geojson.gz"}
 
 
+def test_formats_asked_for_are_written_listed_and_agree(made, results, tmp_path):
+    out = tmp_path / "copy"
+    subprocess.run(["cp", "-r", results.path.parent, out], check=True)
+    folder, model = SlideFolder(out / results.slide_id), find_model("synthetic")
+    every = {
+        "segmentation.geojson", "segmentation.parquet", "segmentation.ome.tif",
+        "areas.csv",
+    }  # fmt: skip
+    asked = ALL.updated(
+        "export", formats="csv,geojson,ometiff,geoparquet", simplify_um=1
+    )
+    run_batch([made[0]], out, model, asked)
+    page, manifest = (out / "report.html").read_text(), Manifest.load(folder)
+    assert every <= {p.name for p in folder.path.iterdir()}
+    assert every <= set(manifest.files)
+    assert all(f'href="{folder.slide_id}/{name}"' in page for name in every)
+    assert find_disagreements(folder) == []
+    run_batch([made[0]], out, model, ALL.updated("export", formats="csv"))
+    assert every & {p.name for p in folder.path.iterdir()} == {"areas.csv"}
+    assert "segmentation." not in (out / "report.html").read_text()
+
+
+def test_the_verb_export_takes_formats_and_refuses_those_there_are_not(
+    results, tmp_path
+):
+    out = tmp_path / "copy"
+    subprocess.run(["cp", "-r", results.path.parent, out], check=True)
+    folder = SlideFolder(out / results.slide_id)
+    verb = [sys.executable, "-m", "wsi_pipeline", "export", folder.path]
+    asked = ["--model", "synthetic", "--format", "csv,ometiff", "--format", "geojson"]
+    done = subprocess.run([*verb, *asked], check=True, capture_output=True, text=True)
+    names = [Path(line).name for line in done.stdout.split()]
+    assert names == [
+        "areas.csv", "segmentation.ome.tif", "segmentation.geojson",
+        "attention.geojson",
+    ]  # fmt: skip
+    refused = subprocess.run([*verb, *asked, "--format", "shp"], stderr=subprocess.PIPE)
+    assert refused.returncode == 2
+    assert b"'shp'; there are: geojson, geoparquet" in refused.stderr
+
+
 def test_a_failed_slide_shows_no_picture_of_an_earlier_run(made, results, tmp_path):
     out = tmp_path / "copy"
     subprocess.run(["cp", "-r", results.path.parent, out], check=True)
@@ -482,7 +526,7 @@ def test_an_unexpected_error_fails_its_slide_only(made, tmp_path, monkeypatch):
     def explode(*_: object, **__: object) -> None:
         raise ZeroDivisionError("boom")
 
-    monkeypatch.setattr("wsi_pipeline.batch.run_slide", explode)
+    monkeypatch.setattr("wsi_pipeline.batch.run_locked", explode)
     result = run_batch([made[0]], tmp_path / "o", find_model("synthetic"), EXACT)
     assert result.outcomes[0].manifest.status == "failed"
     assert "boom" in result.outcomes[0].manifest.reason

@@ -15,6 +15,7 @@ from wsi_pipeline.errors import PyramidError
 from wsi_pipeline.exporters import blocks
 from wsi_pipeline.exporters.pieces import Rules
 from wsi_pipeline.exporters.polygons import trace_objects
+from wsi_pipeline.exporters.scores import PatchScores
 from wsi_pipeline.geometry import Box
 
 
@@ -68,7 +69,10 @@ def test_blocks_of_very_many_corners_are_traced_in_quarters(
 ) -> None:
     mask = noise(2, (33, 21))
     sure = np.full(mask.shape, 127, np.uint8)
-    whole = trace(mask, confidence=sure)
+    starts = np.arange(0, 33, 3)
+    corners = np.stack([starts % 20, starts], axis=1)
+    scores = PatchScores(np.hstack([corners, corners + 4]), starts / 100)
+    whole = trace(mask, confidence=sure, scores=scores)
     traced = []
     trace_block = blocks._Tracer.trace
 
@@ -79,7 +83,7 @@ def test_blocks_of_very_many_corners_are_traced_in_quarters(
 
     monkeypatch.setattr(blocks, "_MOST_CORNERS", 60)
     monkeypatch.setattr(blocks._Tracer, "trace", counted)
-    assert trace(mask, confidence=sure) == whole
+    assert trace(mask, confidence=sure, scores=scores) == whole
     assert sum(box.area_px for box in traced) == mask.size
     assert len(traced) > 4
 

@@ -10,10 +10,11 @@ import pytest
 import tifffile
 
 from tests.test_readers import tissue_like, write_pyramid
+from wsi_pipeline.config import ProbeOptions
 from wsi_pipeline.errors import MissingScaleError, NotASlideError, SlideError
 from wsi_pipeline.geometry import Box
 from wsi_pipeline.readers import open_slide
-from wsi_pipeline.readers.probe import ProbeOptions, Prober, probe_slide, read_samples
+from wsi_pipeline.readers.probe import Prober, probe_slide, read_samples
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def crashing(tmp_path: Path) -> Path:
     return path
 
 
-SMALL = ProbeOptions(memory_bytes=1 << 30)
+SMALL = ProbeOptions(memory=1 << 30)
 
 
 def test_a_probe_returns_what_open_slide_knows(sound: Path) -> None:
@@ -97,7 +98,7 @@ def test_without_a_child_that_file_would_take_the_program_down(crashing: Path) -
 
 
 def test_a_slide_that_takes_too_long_is_given_up(sound: Path) -> None:
-    with Prober(ProbeOptions(timeout_s=1e-6)) as prober:
+    with Prober(ProbeOptions(seconds=1e-6)) as prober:
         with pytest.raises(
             SlideError, match=r"sound\.tif: opening it takes over 1e-06 s"
         ):
@@ -119,13 +120,21 @@ def test_a_slide_that_needs_too_much_memory_is_given_up(tmp_path: Path) -> None:
         resolution=(20000, 20000),
         resolutionunit=3,
     )
-    with pytest.raises(SlideError, match="needs more than 320 MiB of memory"):
-        probe_slide(path, options=ProbeOptions(memory_bytes=320 << 20))
+    with pytest.raises(SlideError, match="needs more than 480 MiB of memory"):
+        probe_slide(path, options=ProbeOptions(memory=480 << 20))
 
 
 def test_a_limit_below_what_any_slide_needs_is_named(sound: Path) -> None:
     with pytest.raises(SlideError, match="opening it needs more than 50 MiB of memory"):
-        probe_slide(sound, options=ProbeOptions(memory_bytes=50 << 20))
+        probe_slide(sound, options=ProbeOptions(memory=50 << 20))
+
+
+def test_more_pixels_than_allowed_are_refused(sound: Path) -> None:
+    with Prober(ProbeOptions(pixels=700 * 500)) as prober:
+        assert prober.probe(sound).size_px == (700, 500)
+    message = r"sound\.tif: has 700 x 500 px, more than 349,999 \(\[probe\] pixels\)"
+    with pytest.raises(SlideError, match=message):
+        probe_slide(sound, options=ProbeOptions(pixels=700 * 500 - 1))
 
 
 def test_the_child_imports_no_heavy_library() -> None:
@@ -186,6 +195,21 @@ def test_mutated_slides_are_opened_or_refused_in_our_words(
                     raise
         assert prober.probe(sound).size_px == (700, 500)
     assert min(outcomes.values()) > 5
+
+
+def test_damage_to_the_coarse_level_alone_refuses_no_slide(tmp_path: Path) -> None:
+    path = tmp_path / "coarse.tif"
+    write_pyramid(path, tissue_like(1024, 1024), 2, compression="deflate")
+    with tifffile.TiffFile(path) as file:
+        page = file.pages[1]
+        ranges = list(zip(page.dataoffsets, page.databytecounts, strict=True))
+    with path.open("r+b") as file:
+        for start, count in ranges:
+            file.seek(start)
+            file.write(b"\x11" * count)
+    with pytest.raises(SlideError, match="at level 1"):
+        open_slide(path).read(Box(0, 0, 1024, 1024), 1)
+    assert probe_slide(path).size_px == (1024, 1024)
 
 
 @pytest.mark.parametrize("kind", [SlideError, MissingScaleError, NotASlideError])

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from wsi_pipeline.batch import rewrite_report
 from wsi_pipeline.errors import ExportError
+from wsi_pipeline.exporters import EXPORTERS
 from wsi_pipeline.exporters.qupath_script import SCRIPT, publish_script
 from wsi_pipeline.exporters.sheet import Frame, Sheet
 from wsi_pipeline.geometry import Box, Scale
 from wsi_pipeline.results import Manifest, SlideFolder
+from wsi_pipeline.run_files import rewrite_report
 from wsi_pipeline.stages import detections
-from wsi_pipeline.stages import export as segmentation
 
 QUPATH = re.compile(r"^import (qupath\.[\w.]+)$", re.MULTILINE)
 STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
@@ -67,7 +67,7 @@ def test_it_asks_files_for_what_they_state(script: str) -> None:
     assert set(re.findall(r'facts\.get\("(\w+)"\)', script)) == {"slide"}
     assert "slide" in Manifest.__dataclass_fields__
     assert '"manifest.json"' in script
-    names = {segmentation._NAME, detections._NAME}
+    names = {EXPORTERS.load("geojson").file_name, detections._NAME}
     assert names == set(re.findall(r'"(\w+\.geojson)"', script))
     assert 'nextName().equals("wsi_pipeline")' in script
 

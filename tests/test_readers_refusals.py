@@ -8,7 +8,12 @@ import pytest
 import tifffile
 
 from tests.test_readers import tissue_like, write_pyramid
-from wsi_pipeline.errors import MissingScaleError, NotASlideError, SlideError
+from wsi_pipeline.errors import (
+    MissingScaleError,
+    NotASlideError,
+    SlideError,
+    UnreadableError,
+)
 from wsi_pipeline.geometry import Box, Level, Scale
 from wsi_pipeline.readers import open_slide
 from wsi_pipeline.readers.base import check_geometry
@@ -42,7 +47,7 @@ REAL = {
     "odd/tiff_tiled_planar_lzw.tiff": (MissingScaleError, "only 72 dpi"),
     "odd/total-pages-zero.tif": (NotASlideError, "black-and-white image"),
     "odd/unopenable.tiff": (SlideError, "unknown compression (52479)"),
-    "odd/unreadable.svs": (SlideError, "cannot be read at level 0"),
+    "odd/unreadable.svs": (UnreadableError, "cannot be read at level 0"),
     "ome/4D-series.ome.tiff": (NotASlideError, "series of 7 time points"),
     "qptiff/small_vectra.qptiff": (NotASlideError, "channels (DAPI, FITC, Cy3)"),
     "tiff/CMU-1-Small-Region.jpeg.tiff": (MissingScaleError, "0.00499 um/px"),
@@ -309,6 +314,7 @@ def info_of(sizes: list[tuple[int, int, float]], tile: int = 256) -> SlideInfo:
     [
         ([(10**6, 10**6, 1)], 256, "1000000 x 1000000 px, more than any scanner makes"),
         ([(9000, 9000, 1)], 2**30, "stored in pieces of 1073741824 x 1073741824 px"),
+        ([(9000, 9000, 1)], 0, "states tiles of 0 x 0 px"),
         ([(9000, 9000, 1), (4500, 2000, 2)], 256, "level 1 is 4500 x 2000 px"),
         ([(9000, 9000, 1), (9000, 9000, 1)], 256, "level 1 is not coarser"),
         ([(9000, 9000, 1), (1125, 1125, 8), (4500, 4500, 2)], 256, "level 2 is not"),

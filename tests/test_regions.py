@@ -5,11 +5,12 @@ from hypothesis import strategies as st
 
 from wsi_pipeline.errors import RegionError
 from wsi_pipeline.geometry import Box, Scale
+from wsi_pipeline.region_store import RegionStore
 from wsi_pipeline.regions import (
     COARSE,
+    DETAIL,
     PatchGrid,
     RegionPrediction,
-    RegionStore,
     Selection,
     Tissue,
 )
@@ -91,7 +92,6 @@ def test_tissue_knows_its_area_and_crops_to_boxes():
 
 
 def test_regions_come_back_as_put(tmp_path):
-    store = RegionStore.create(tmp_path / "p.zarr", 3, 4, (6, 5))
     rng = np.random.default_rng(0)
     regions = [
         RegionPrediction(
@@ -102,6 +102,8 @@ def test_regions_come_back_as_put(tmp_path):
         )
         for i in range(3)
     ]
+    boxes, kinds = [r.box for r in regions], [r.kind for r in regions]
+    store = RegionStore.create(tmp_path / "p.zarr", boxes, kinds, 4, (6, 5))
     store.put(0, regions[:2])
     store.put(2, regions[2:])
     for found, region in zip(RegionStore(store.path), regions, strict=True):
@@ -111,14 +113,17 @@ def test_regions_come_back_as_put(tmp_path):
 
 
 def test_a_store_of_no_regions_is_empty(tmp_path):
-    store = RegionStore.create(tmp_path / "p.zarr", 0, 3, (4, 4))
+    store = RegionStore.create(tmp_path / "p.zarr", [], [], 3, (4, 4))
     assert (len(store), store.boxes()[0]) == (0, [])
 
 
 def test_a_lost_region_raises_instead_of_reading_zeros(tmp_path):
-    store = RegionStore.create(tmp_path / "p.zarr", 2, 3, (4, 4))
+    box = Box(0, 0, 8, 8)
+    store = RegionStore.create(
+        tmp_path / "p.zarr", [box, box], [DETAIL, DETAIL], 3, (4, 4)
+    )
     region = RegionPrediction(
-        Box(0, 0, 8, 8), np.ones((3, 4, 4), np.float16), np.ones((2, 4, 4), np.float32)
+        box, np.ones((3, 4, 4), np.float16), np.ones((2, 4, 4), np.float32)
     )
     store.put(0, [region, region])
     (store.path / "probabilities" / "c" / "1" / "0" / "0" / "0").unlink()

@@ -28,7 +28,8 @@ from wsi_pipeline.errors import (
     SlideError,
 )
 from wsi_pipeline.geometry import Box
-from wsi_pipeline.pipeline import fingerprint
+from wsi_pipeline.inputs import list_inputs
+from wsi_pipeline.keys import fingerprint
 from wsi_pipeline.places import as_place, list_objects
 from wsi_pipeline.pyramid import open_pyramid
 from wsi_pipeline.readers import open_slide
@@ -413,7 +414,7 @@ def test_a_slide_in_a_store_is_known_by_its_version(keep: Keep, store: Store) ->
     for seed in (b"one", b"two", b"one"):
         job = SlideJob("a", as_place(keep("a.tif", seed)))
         store.requests.clear()
-        keys.append(fingerprint(job, RunConfig()))
+        keys.append(fingerprint(job, RunConfig(), list_inputs(job.path)))
         assert store.count("GET") == 0
     assert keys[0] == keys[2] != keys[1]
 

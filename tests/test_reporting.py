@@ -40,8 +40,10 @@ DONE = SlideRow(
     peak_memory_bytes=3 * 2**29,
     folder="one-0a1b2c3d",
     pictures=("attention.png", "overlay.png", "thumbnail.png", "top_patches.png"),
-    geojson="segmentation.geojson",
-    detections="attention.geojson",
+    files=(
+        ("GeoJSON for QuPath", "segmentation.geojson"),
+        ("Attention for QuPath", "attention.geojson"),
+    ),
     attention=Attention(1234, 64, 0.425, (("cancer", 0.875),), "mode exact"),
 )
 NEW = {"reused": False}
@@ -156,8 +158,7 @@ def test_no_text_becomes_markup(tmp_path: Path) -> None:
         mpp_source=evil,
         folder="evil",
         pictures=("overlay.png",),
-        geojson=evil,
-        detections=evil,
+        files=((evil, evil), (evil, evil)),
         attention=Attention(2, 1, 0.5, ((evil, 0.5),), evil),
         warnings=(evil,),
     )
@@ -167,13 +168,13 @@ def test_no_text_becomes_markup(tmp_path: Path) -> None:
     assert "script" not in tags
     assert tags.count("img") == 1
     # title, model, command, purpose, licence, version, start; name, reason, two areas,
-    # mpp source, task, how it was scored, warning
-    assert page.text.count("<script>alert(1)</script>") == 15
+    # mpp source, task, how it was scored, warning, two files
+    assert page.text.count("<script>alert(1)</script>") == 17
     assert not [a for _, a in page.tags if any(key.startswith("on") for key in a)]
     assert [
         h for h in page.links("href") if h and ("<" in h or "javascript" in h)
     ] == []
-    assert table(tmp_path)[0]["slide"] == evil
+    assert table(tmp_path)[0]["slide"] == evil.replace("\n", r"\n")
 
 
 def test_the_page_asks_for_nothing_from_outside(tmp_path: Path) -> None:
@@ -188,7 +189,7 @@ def test_the_page_asks_for_nothing_from_outside(tmp_path: Path) -> None:
         assert "//" not in link
 
 
-@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", " =", "\uff1d"])
 def test_no_cell_is_taken_for_a_formula(tmp_path: Path, start: str) -> None:
     name = f'{start}HYPERLINK("http://x")'
     area = ClassArea(name, (0, 0, 0), 1.5)
@@ -216,6 +217,7 @@ def test_the_table_holds_every_slide_and_class(tmp_path: Path) -> None:
         "examined_share": "0.125",
         "seconds": "3725",
         "peak_memory_bytes": "1610612736",
+        "unreadable_tiles": "",
         "warnings": "",
         "area_mm2_Benign gland": "12.5",
         "area_mm2_Malignant gland": "0.25",
@@ -318,13 +320,21 @@ def test_a_row_has_the_pictures_and_files_that_there_are(tmp_path: Path) -> None
     (tmp_path / "a").mkdir()
     for name in ("attention.png", "top_patches.png"):
         (tmp_path / "a" / name).write_bytes(b"")
-    export = {"path": "segmentation.geojson.gz", "detections": ["attention.geojson.gz"]}
+    written = [
+        {"title": "GeoJSON for QuPath", "path": "segmentation.geojson.gz"},
+        {"title": "Areas (CSV)", "path": "areas.csv"},
+    ]
+    export = {"files": written, "detections": ["attention.geojson.gz"]}
     done = Manifest("a", "a.svs", "k", "done", "", {"export": export})
     row = row_of(tmp_path, done, **NEW)
     assert row.pictures == ("attention.png", "top_patches.png")
-    assert (row.geojson, [row.detections]) == (export["path"], export["detections"])
+    assert row.files == (
+        ("GeoJSON for QuPath", "segmentation.geojson.gz"),
+        ("Areas (CSV)", "areas.csv"),
+        ("Attention for QuPath", "attention.geojson.gz"),
+    )
     none = Manifest("a", "a.svs", "k", "done", "", {"export": {"detections": []}})
-    assert row_of(tmp_path, none, **NEW).detections is None
+    assert row_of(tmp_path, none, **NEW).files == ()
 
 
 def test_a_folder_that_cannot_be_written_is_an_export_error(tmp_path: Path) -> None:

@@ -21,10 +21,10 @@ from wsi_pipeline.config import RunConfig
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.exporters.detections import export_detections
 from wsi_pipeline.exporters.heatmap import export_heat_map, paint_heat_map
+from wsi_pipeline.keys import stage_key
 from wsi_pipeline.models.cards import ModelFolder, find_model, read_card
 from wsi_pipeline.models.selector import SelectorNet, SelectorShape
 from wsi_pipeline.pictures import attention, top_patches
-from wsi_pipeline.pipeline import stage_key
 from wsi_pipeline.preflight import check_config
 from wsi_pipeline.pyramid import Pyramid
 from wsi_pipeline.regions import PatchGrid, Selection

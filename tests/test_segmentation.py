@@ -1,6 +1,7 @@
 """Segmentation: which regions, from where, and what is stored."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 
 from tests.models import small_model
 from wsi_pipeline.config import SegmentOptions
-from wsi_pipeline.errors import BudgetError, ModelError, PyramidError
+from wsi_pipeline.errors import BudgetError, ModelError, PyramidError, RegionError
+from wsi_pipeline.filling import FilledStore
 from wsi_pipeline.geometry import Box, Scale
 from wsi_pipeline.layout import Layout
 from wsi_pipeline.models.cards import ModelFolder
@@ -18,11 +20,12 @@ from wsi_pipeline.models.segmenting import open_segmenter
 from wsi_pipeline.ngff import Source
 from wsi_pipeline.publishing import list_files, sha256_file
 from wsi_pipeline.pyramid import Pyramid
+from wsi_pipeline.region_store import RegionStore
 from wsi_pipeline.regions import (
     COARSE,
     DETAIL,
     PatchGrid,
-    RegionStore,
+    RegionPrediction,
     Selection,
     Tissue,
 )
@@ -363,3 +366,71 @@ def test_the_batch_does_not_change_the_answer(
         assert replace(a, probabilities=b.probabilities, grid=b.grid).box == b.box
         assert np.abs(a.grid - b.grid).max() < 1e-5
         assert np.abs(a.probabilities.astype(float) - b.probabilities).max() < 2e-3
+
+
+def test_a_killed_segmentation_goes_on_behind_the_batches_that_are_whole(
+    pyramid: Pyramid,
+    model: ModelFolder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def stopped(done: int, total: int) -> None:
+        seen.append((done, total))
+        raise KeyboardInterrupt
+
+    always = partial(FilledStore, every_s=0.0)
+    monkeypatch.setattr("wsi_pipeline.segmentation.FilledStore", always)
+    call = partial(segment_regions, pyramid, choose([(300, 200)]), TISSUE, model)
+    whole, _ = call(tmp_path / "whole", ALL)
+    seen: list[tuple[int, int]] = []
+    with pytest.raises(KeyboardInterrupt):
+        call(tmp_path / "p", ALL, key="k", progress=stopped)
+    done, total = seen.pop()
+    again = partial(call, tmp_path / "p", ALL)
+    again(key="k", progress=lambda *counts: seen.append(counts))
+    assert done < seen[0][0] <= seen[-1][0] == total
+    assert content(tmp_path / "p") == content(whole.path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["p", "whole"]
+
+
+def content(folder: Path) -> dict[str, str]:
+    files = list_files(folder)
+    return {file.relative_to(folder).as_posix(): sha256_file(file) for file in files}
+
+
+def test_batches_that_were_not_kept_are_segmented_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("wsi_pipeline.filling.time.monotonic", lambda: now[0])
+    boxes = [Box(i * 64, 0, 64, 64) for i in range(4)]
+    make = partial(
+        FilledStore, tmp_path / "p", boxes, [DETAIL] * 4, 3, (4, 4), lasting=True
+    )
+    values, grid = np.full((3, 4, 4), 0.5, np.float16), np.zeros((2, 4, 4), np.float32)
+    store = make()
+    for row, second in ((0, 1), (1, 6), (2, 7)):
+        now[0] = second
+        store.put(row, [RegionPrediction(boxes[row], values, grid)])
+    again = make()
+    assert again.done == {0, 1}
+    with pytest.raises(RegionError, match="every region written"):
+        RegionStore(tmp_path / "p").get(2)
+    again.put(2, [RegionPrediction(b, values, grid) for b in boxes[2:]])
+    assert [r.box for r in RegionStore(tmp_path / "p")] == boxes
+
+
+def test_a_flipped_bit_of_a_region_raises(tmp_path: Path) -> None:
+    box = Box(0, 0, 64, 64)
+    store = RegionStore.create(tmp_path / "p", [box], [DETAIL], 3, (16, 16))
+    values = np.random.default_rng(0).random((3, 16, 16)).astype(np.float16)
+    (file, _) = store.put(
+        0, [RegionPrediction(box, values, np.zeros((2, 16, 16), np.float32))]
+    )
+    data = bytearray(file.read_bytes())
+    for place in range(10, len(data), 37):
+        data[place] ^= 8
+        file.write_bytes(data)
+        with pytest.raises(RegionError, match="damaged"):
+            store.get(0)
+        data[place] ^= 8

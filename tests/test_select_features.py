@@ -25,7 +25,8 @@ from wsi_pipeline.models.scoring import load_selector
 from wsi_pipeline.models.selector import SelectorNet, SelectorShape
 from wsi_pipeline.pipeline import run_stage
 from wsi_pipeline.pyramid import Pyramid
-from wsi_pipeline.regions import PatchGrid, RegionStore, Selection
+from wsi_pipeline.region_store import RegionStore
+from wsi_pipeline.regions import PatchGrid, Selection
 from wsi_pipeline.results import Manifest, SlideFolder
 from wsi_pipeline.samplesheet import read_samplesheet
 from wsi_pipeline.stages import SlideRun

@@ -26,7 +26,8 @@ from wsi_pipeline.label_blocks import halve_values
 from wsi_pipeline.layout import LABEL_SHARD_PX, Layout
 from wsi_pipeline.ngff import Source, Version
 from wsi_pipeline.pyramid import MaskPyramid, Pyramid
-from wsi_pipeline.regions import COARSE, DETAIL, RegionPrediction, RegionStore, Tissue
+from wsi_pipeline.region_store import RegionStore
+from wsi_pipeline.regions import COARSE, DETAIL, RegionPrediction, Tissue
 from wsi_pipeline.stitching import CONFIDENCE_STEP, stitch_masks
 
 CLASSES = (
@@ -50,7 +51,9 @@ def make_pyramid(
 
 def make_store(path: Path, regions: list[RegionPrediction]) -> RegionStore:
     shape = regions[0].probabilities.shape if regions else (len(CLASSES), 4, 4)
-    store = RegionStore.create(path, len(regions), shape[0], (shape[2], shape[1]))
+    boxes, kinds = [r.box for r in regions], [r.kind for r in regions]
+    size = shape[2], shape[1]
+    store = RegionStore.create(path, boxes, kinds, shape[0], size)
     if regions:
         store.put(0, regions)
     return store
@@ -330,7 +333,8 @@ def test_other_number_of_classes_is_refused(tmp_path: Path) -> None:
 
 
 def test_region_that_was_never_written_is_refused(tmp_path: Path) -> None:
-    store = RegionStore.create(tmp_path / "p.zarr", 1, 3, (4, 4))
+    box = Box(0, 0, 64, 64)
+    store = RegionStore.create(tmp_path / "p.zarr", [box], [DETAIL], 3, (4, 4))
     with pytest.raises(RegionError, match="was every region written"):
         call(tmp_path, store)
 

@@ -13,7 +13,7 @@ from ome_zarr_models.v05 import Image
 
 from tests.servers import local_client
 from tests.slides import NumberSlide
-from wsi_pipeline import tiling
+from wsi_pipeline import arrays, tiling
 from wsi_pipeline.classes import MaskClass
 from wsi_pipeline.cluster import processes
 from wsi_pipeline.config import TileOptions
@@ -131,6 +131,13 @@ def test_a_lost_chunk_raises_instead_of_reading_black(tmp_path):
     (pyramid.path / "0" / "c" / "0" / "0" / "1").unlink()
     with pytest.raises(PyramidError, match="damaged"):
         pyramid.read_level(Box(1000, 0, 100, 100), 0)
+
+
+def test_a_zarr_that_takes_lost_chunks_for_background_is_refused(tmp_path, monkeypatch):
+    pyramid = tile_slide(NumberSlide.of(300, 200), tmp_path / "a.zarr", SMALL)
+    monkeypatch.setattr(arrays, "STRICT", {"write_empty_chunks": True})
+    with pytest.raises(PyramidError, match="reads lost chunks"):
+        pyramid.array(0)
 
 
 def test_a_flipped_bit_raises(tmp_path):

@@ -1,5 +1,6 @@
 """What workflow engines, notebooks and images are given."""
 
+import html
 import os
 import re
 import shutil
@@ -16,27 +17,51 @@ from wsi_pipeline.demo import write_truthful_slide
 
 
 def test_snakemake_runs_one_slide_per_job_and_one_report(tmp_path):
-    for seed in (1, 2):
-        write_truthful_slide(
-            tmp_path / f"s{seed}.tif", seed=seed, megapixels=1, workers=1
+    # names that a shell, YAML and the engine would take for something else
+    names = "$(touch canary) it's {sample}.tif", "; touch canary; `touch canary`.tif"
+    for seed, name in enumerate(names, 1):
+        write_truthful_slide(tmp_path / name, seed=seed, megapixels=1, workers=1)
+    sheet = tmp_path / "it's $(touch canary).csv"
+    sheet.write_text(
+        "sample,slide\n"
+        + "".join(
+            f'{sample},"{name}"\n'
+            for sample, name in zip(("-one", "two"), names, strict=True)
         )
-    sheet = tmp_path / "slides.csv"
-    sheet.write_text("sample,slide\none,s1.tif\ntwo,s2.tif\n")
+    )
+    out = tmp_path / "out; touch canary"
     command = [
         sys.executable, "-m", "snakemake", "-s", ROOT / "workflows" / "Snakefile",
         "--cores", "2", "--directory", tmp_path,
-        "--config", f"samplesheet={sheet}", "model=synthetic", f"out={tmp_path}/out",
+        "--config", f"samplesheet={sheet}", "model=synthetic", f"out={out}",
     ]  # fmt: skip
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     result = subprocess.run(
         command, capture_output=True, text=True, env=os.environ | {"PATH": path}
     )
     assert result.returncode == 0, result.stderr
-    for sample in ("one", "two"):
-        assert (tmp_path / "out" / sample / "segmentation.geojson").is_file()
-    report = (tmp_path / "out" / "report.html").read_text()
-    assert "s1.tif" in report
-    assert "s2.tif" in report
+    for sample in ("-one", "two"):
+        assert (out / sample / "segmentation.geojson").is_file()
+    report = (out / "report.html").read_text()
+    for name in names:
+        assert html.escape(name, quote=False).replace("'", "&#39;") in report
+    assert not list(tmp_path.rglob("canary"))
+
+
+def test_snakemake_makes_no_folder_of_a_name_that_leaves_the_results(tmp_path):
+    sheet = tmp_path / "slides.csv"
+    sheet.write_text("sample,slide\n../../left,s.tif\n")
+    (tmp_path / "s.tif").write_bytes(b"")
+    command = [
+        sys.executable, "-m", "snakemake", "-s", ROOT / "workflows" / "Snakefile",
+        "--cores", "1", "--directory", tmp_path / "here" / "there",
+        "--config", f"samplesheet={sheet}", "model=synthetic", "out=out",
+    ]  # fmt: skip
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode != 0
+    assert "'../../left' is no name for a sample" in result.stderr
+    made = {path.name for path in tmp_path.rglob("*")}
+    assert made.isdisjoint({"left", "out"})
 
 
 @pytest.mark.filterwarnings("default")  # zmq and asyncio warn among themselves

@@ -11,6 +11,7 @@ from scipy.ndimage import gaussian_filter
 from wsi_pipeline.exporters.objects import ClassCount, Objects, class_counts
 from wsi_pipeline.exporters.pieces import Rules
 from wsi_pipeline.exporters.polygons import trace_objects
+from wsi_pipeline.exporters.scores import BlockScores, PatchScores
 from wsi_pipeline.geometry import Box
 
 Mask = NDArray[np.uint8]
@@ -22,6 +23,7 @@ class ArraySource:
 
     mask: Mask
     confidence: Mask | None = None
+    scores: PatchScores | None = None
 
     def __post_init__(self) -> None:
         self.reads: list[Box] = []
@@ -34,6 +36,9 @@ class ArraySource:
         if self.confidence is None:
             return None
         return self.confidence[box.rows, box.columns]
+
+    def read_scores(self, box: Box) -> BlockScores | None:
+        return None if self.scores is None else self.scores.read(box)
 
     def is_blank(self, box: Box) -> bool:
         return False
@@ -52,6 +57,8 @@ class Item:
     pixels: int
     filled: int
     probability: float | None
+    highest: float | None
+    score: float | None
     outline: shapely.Polygon
 
 
@@ -73,9 +80,10 @@ def trace(
     rules: Rules = Rules(),  # noqa: B008  # frozen
     *,
     confidence: Mask | None = None,
+    scores: PatchScores | None = None,
     workers: int = 1,
 ) -> Found:
-    source = ArraySource(mask, confidence)
+    source = ArraySource(mask, confidence, scores)
     items: list[Item] = []
     tally = np.zeros((256, 6), np.int64)
     for batch in trace_objects(
@@ -89,9 +97,12 @@ def trace(
 
 def items_of(objects: Objects) -> list[Item]:
     columns = (objects.value, objects.first, objects.pixels, objects.filled)
-    sure = [None if np.isnan(p) else p for p in objects.probability.tolist()]
+    measured = [
+        [None if np.isnan(number) else number for number in column.tolist()]
+        for column in (objects.probability, objects.highest, objects.score)
+    ]
     outlines = objects.outlines.to_shapely()
-    rows = zip(*(c.tolist() for c in columns), sure, outlines, strict=True)
+    rows = zip(*(c.tolist() for c in columns), *measured, outlines, strict=True)
     return [Item(*row) for row in rows]
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from wsi_pipeline.arguments import ClassMapFile, DrawnFrame, Folder, OverlapRule
+from wsi_pipeline.inert import shown
 
 annotations = typer.Typer(
     no_args_is_help=True,
@@ -78,7 +79,7 @@ def convert(
     drawn = read_annotations(file, slide=source, frame=check_frame(frame))
     corner = (source.bounds.x, source.bounds.y) if source else (0, 0)
     count = write_annotations(out, drawn, corner)
-    print(f"{out}: {count} of {len(drawn)} annotations")
+    print(f"{shown(str(out))}: {count} of {len(drawn)} annotations")
 
 
 @annotations.command()

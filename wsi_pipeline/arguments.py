@@ -9,7 +9,7 @@ from wsi_pipeline.config import AUDIT
 from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.places import Place, as_place, is_url
 
-NETS, TILES, OUTPUT = "Nets and memory", "Pyramid", "GeoJSON"
+NETS, TILES, OUTPUT = "Nets and memory", "Pyramid", "Export"
 DRAWN = "Annotations"
 
 
@@ -76,7 +76,8 @@ ConfigFile = Annotated[
     Path | None,
     typer.Option(
         "--config",
-        help="TOML file with the tables tile, tissue, select, segment, stitch, export.",
+        help="TOML file with the tables probe, tile, tissue, select, segment, stitch, "
+        "export.",
     ),
 ]
 Mpp = Annotated[
@@ -97,8 +98,9 @@ Workers = Annotated[
 Scheduler = Annotated[
     str | None,
     typer.Option(
-        help="'threads', 'processes', 'auto' (processes for large slides), or a Dask "
-        "scheduler's address (tcp://HOST:PORT) whose workers see the same files.",
+        help="'threads', 'processes', 'auto' (processes for large or several slides), "
+        "or a Dask scheduler's address (tcp://HOST:PORT) whose workers see the same "
+        "files.",
         rich_help_panel=TILES,
     ),
 ]
@@ -239,6 +241,15 @@ KeepPredictions = Annotated[
     bool | None,
     typer.Option("--keep-predictions", help="Keep the nets' raw output for stitching."),
 ]
+Formats = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--format",
+        help="What to write, separated by commas: 'geojson' (QuPath), 'geoparquet' (a "
+        "table of the objects), 'ometiff' (a label image), 'csv' (area per class).",
+        rich_help_panel=OUTPUT,
+    ),
+]
 Simplify = Annotated[
     float | None,
     typer.Option(
@@ -278,6 +289,15 @@ Group = Annotated[
         rich_help_panel=OUTPUT,
     ),
 ]
+Unexamined = Annotated[
+    bool | None,
+    typer.Option(
+        "--unexamined/--no-unexamined",
+        help="Outline in the GeoJSON what has no result: tissue that was not examined, "
+        "what could not be read; from 2500 um2 on, without a fill in QuPath.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 Detections = Annotated[
     str | None,
     typer.Option(
@@ -310,6 +330,15 @@ DrawnFrame = Annotated[
         help="Where drawn coordinates start: 'auto' (as the file or its program does), "
         "'qupath' (the scan's bounds), 'level0' or 'halo'.",
         rich_help_panel=DRAWN,
+    ),
+]
+Deid = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Run the slides under pseudonyms, which no result tells from: which slide "
+        "has which is in this table (CSV, readable by you only), made or added to. "
+        "Ink and text on the tissue itself stay.",
     ),
 ]
 Json = Annotated[

@@ -1,27 +1,26 @@
 """Takes many slides through the pipeline, each on its own: statuses and run.json."""
 
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-import orjson
 
 from wsi_pipeline.cluster import Workers
 from wsi_pipeline.config import RunConfig
+from wsi_pipeline.deidentifying import pseudonymous
 from wsi_pipeline.errors import (
-    ConfigError,
     ExportError,
     NotASlideError,
     SlideError,
     WsiError,
 )
-from wsi_pipeline.exporters.qupath_script import publish_script
+from wsi_pipeline.keys import final_key, model_facts
+from wsi_pipeline.locking import Lock
 from wsi_pipeline.models.cards import ModelFolder
-from wsi_pipeline.pipeline import final_key, model_facts, run_slide
+from wsi_pipeline.outcomes import BatchResult, Outcome
+from wsi_pipeline.pipeline import run_locked
 from wsi_pipeline.places import Place
 from wsi_pipeline.preflight import check_config
 from wsi_pipeline.publishing import (
@@ -29,73 +28,12 @@ from wsi_pipeline.publishing import (
     make_folder,
     printable,
     publish_bytes,
-    publish_json,
 )
 from wsi_pipeline.readers.probe import Prober
-from wsi_pipeline.reporting import RunFacts, row_of, write_report
-from wsi_pipeline.results import NOTICE, Manifest, SlideFolder
+from wsi_pipeline.results import Manifest, SlideFolder
+from wsi_pipeline.run_files import write_run
 from wsi_pipeline.samplesheet import Entry, list_entries, pick_samples
 from wsi_pipeline.stages import Progress, SlideJob, check_features
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one file of a batch.
-
-    Parameters
-    ----------
-    path : Path or UPath
-        The file.
-    manifest : Manifest
-        Status, reason, areas, times; on disk too unless the file was skipped.
-    reused : bool
-        Whether an earlier run's result was kept.
-    """
-
-    path: Place
-    manifest: Manifest
-    reused: bool = False
-
-
-@dataclass(frozen=True)
-class BatchResult:
-    """Outcomes of a batch, in order.
-
-    Parameters
-    ----------
-    outcomes : tuple of Outcome
-        One per file.
-    interrupted : bool
-        Whether the batch was stopped before its end.
-    """
-
-    outcomes: tuple[Outcome, ...]
-    interrupted: bool = False
-
-    def count(self, *statuses: str) -> int:
-        """How many slides ended with one of these statuses."""
-        return sum(o.manifest.status in statuses for o in self.outcomes)
-
-    @property
-    def exit_code(self) -> int:
-        """0 all done, 1 nothing done, 3 some slides failed or degraded."""
-        if self.count("done", "degraded") == 0:
-            return 1
-        return 3 if self.count("failed", "degraded") else 0
-
-    def to_json(self) -> list[dict[str, Any]]:
-        """One JSON object per file."""
-        return [
-            {
-                "slide_id": o.manifest.slide_id,
-                "slide": o.manifest.slide,
-                "status": o.manifest.status,
-                "reason": o.manifest.reason,
-                "reused": o.reused,
-                "seconds": o.manifest.seconds,
-            }
-            for o in self.outcomes
-        ]
 
 
 @dataclass(frozen=True)
@@ -125,6 +63,7 @@ def run_batch(
     *,
     retry: bool = False,
     only: Sequence[str] = (),
+    deid: Path | None = None,
     hooks: BatchHooks | None = None,
 ) -> BatchResult:
     """Run the pipeline on slides, folders, globs or one samplesheet.
@@ -145,6 +84,8 @@ def run_batch(
     only : sequence of str
         Samples of the samplesheet to run; run.json and the report, which are about
         whole batches, are then left to `rewrite_report`.
+    deid : Path, optional
+        Table of pseudonyms, under which the slides then run; see `pseudonymous`.
     hooks : BatchHooks, optional
         Progress.
 
@@ -175,24 +116,43 @@ def run_batch(
     for entry in entries:
         if not entry.skip:
             check_features(model.card, entry.features, entry.slide_id)
-    with Workers.of(config.tile) as workers, Prober() as prober:
+    apart = sum(not entry.skip for entry in entries) > 1
+    hiding: AbstractContextManager[tuple[list[Entry], RunConfig]]
+    hiding = nullcontext((entries, config))
+    if deid:
+        hiding = pseudonymous(entries, config, deid, out)
+    with (
+        hiding as (entries, config),
+        Workers.of(config.tile, apart=apart) as workers,
+        Prober(config.probe) as prober,
+    ):
         make_folder(out)
         worker = _Worker(out, model, config, retry, prober, workers, hooks.stage)
         started = datetime.now(UTC)
-        outcomes: list[Outcome] = []
+        outcomes: dict[int, Outcome] = {}
+        left = list(enumerate(entries, 1))
+        # what another run is at work on comes last: it may be finished by then
+        taken: list[tuple[int, Entry]] = []
         interrupted = True
         try:
-            for number, entry in enumerate(entries, 1):
+            while left or taken:
+                wait = not left
+                number, entry = (left or taken).pop(0)
                 if hooks.started:
                     hooks.started(number, len(entries), entry.path)
-                outcomes.append(worker.outcome(entry))
+                outcome = worker.outcome(entry, wait=wait)
+                if outcome is None:
+                    taken.append((number, entry))
+                    continue
+                outcomes[number] = outcome
                 if hooks.ended:
-                    hooks.ended(outcomes[-1])
+                    hooks.ended(outcome)
             interrupted = False
         finally:
-            result = BatchResult(tuple(outcomes), interrupted)
+            ordered = tuple(outcomes[number] for number in sorted(outcomes))
+            result = BatchResult(ordered, interrupted)
             if not only:
-                _write_run(out, result, model, config, started)
+                write_run(out, result, model, config, started)
     return result
 
 
@@ -208,11 +168,24 @@ class _Worker:
     workers: Workers
     progress: Progress | None
 
-    def outcome(self, entry: Entry) -> Outcome:
+    def outcome(self, entry: Entry, *, wait: bool) -> Outcome | None:
+        """What became of it; None if another run holds it and `wait` is false."""
         name = printable(entry.path.name)
         if entry.skip:
-            manifest = Manifest(entry.slide_id, name, "", "skipped", entry.skip)
+            reason = _one_line(entry.skip)
+            manifest = Manifest(entry.slide_id, name, "", "skipped", reason)
             return Outcome(entry.path, manifest)
+        lock = SlideFolder(self.out / entry.slide_id).lock()
+        try:
+            if not wait and not lock.acquire():
+                return None
+            with lock:
+                return self._outcome(entry, lock)
+        except ExportError as error:
+            return Outcome(entry.path, self._failed(entry, "", str(error)))
+
+    def _outcome(self, entry: Entry, lock: Lock) -> Outcome:
+        name = printable(entry.path.name)
         folder = SlideFolder(self.out / entry.slide_id)
         job = SlideJob(
             entry.slide_id, entry.path, entry.mpp, entry.tissue, entry.features
@@ -223,15 +196,16 @@ class _Worker:
             key = final_key(job, self.model, self.config)
             kept = self._finished(folder, key)
             if kept:
+                folder.clear(finished=kept.status != "failed")
                 return Outcome(entry.path, kept, reused=True)
-            mpp = self.config.mpp if job.mpp is None else job.mpp
-            source = "--mpp" if job.mpp is None else "samplesheet"
+            mpp, source = job.given_scale(self.config)
             self.prober.probe(job.path, mpp=mpp, mpp_source=source)
-            manifest = run_slide(
+            manifest = run_locked(
                 job,
                 self.out,
                 self.model,
                 self.config,
+                lock,
                 progress=self.progress,
                 workers=self.workers,
             )
@@ -247,7 +221,22 @@ class _Worker:
         except Exception as error:  # one slide never takes the batch with it
             reason = f"unexpected {type(error).__name__}: {error} (see error.txt)"
             details = printable(traceback.format_exc()).encode()
-        manifest = Manifest(
+        manifest = self._failed(entry, key, reason, lasting=lasting)
+        try:
+            lock.check()  # what another run has taken over is its to write
+            folder.prepare()
+            if details:
+                publish_bytes(folder.path / "error.txt", details)
+            manifest.publish(folder)
+        except ExportError:
+            pass  # run.json still tells of the failure
+        return Outcome(entry.path, manifest)
+
+    def _failed(
+        self, entry: Entry, key: str, reason: str, *, lasting: bool = False
+    ) -> Manifest:
+        name = printable(entry.path.name)
+        return Manifest(
             entry.slide_id,
             name,
             key,
@@ -257,14 +246,6 @@ class _Worker:
             config=self.config.model_dump(mode="json"),
             model=model_facts(self.model),
         )
-        try:
-            folder.prepare()
-            if details:
-                publish_bytes(folder.path / "error.txt", details)
-            manifest.publish(folder)
-        except ExportError:
-            pass  # run.json still tells of the failure
-        return Outcome(entry.path, manifest)
 
     def _finished(self, folder: SlideFolder, key: str) -> Manifest | None:
         """The manifest of an earlier run, where it still holds for what is asked."""
@@ -273,8 +254,10 @@ class _Worker:
             return None
         if manifest.status == "failed":
             # what is wrong with a slide stays wrong; memory, disks and devices do not
-            kept = manifest.facts.get("lasting", False) and not self.retry
-            return manifest if kept else None
+            lasting = manifest.facts.get("lasting", False)
+            limits = self.config.probe.model_dump(mode="json")
+            same = manifest.config.get("probe") == limits
+            return manifest if lasting and same and not self.retry else None
         there = {
             path.relative_to(folder.path).as_posix(): path.stat().st_size
             for path in list_files(folder.path)
@@ -285,89 +268,5 @@ class _Worker:
         return manifest if whole else None
 
 
-def _write_run(
-    out: Path,
-    result: BatchResult,
-    model: ModelFolder,
-    config: RunConfig,
-    started: datetime,
-) -> None:
-    rows = [row_of(out, o.manifest, reused=o.reused) for o in result.outcomes]
-    ended = datetime.now(UTC)
-    publish_json(
-        out / "run.json",
-        {
-            "version": version("wsi-pipeline"),
-            "notice": NOTICE,
-            "model": model_facts(model),
-            "config": config.model_dump(mode="json"),
-            "interrupted": result.interrupted,
-            "times": {
-                "started": started.isoformat(),
-                "ended": ended.isoformat(),
-            },
-            "slides": result.to_json(),
-        },
-    )
-    seconds = (ended - started).total_seconds()
-    shown = started.strftime("%Y-%m-%d %H:%M UTC")
-    write_report(out, rows, _run_facts(model_facts(model), shown, seconds))
-    publish_script(out)
-
-
 def _one_line(text: str) -> str:
     return printable(" ".join(text.split()))
-
-
-def rewrite_report(out: Path) -> Path:
-    """Write slides.csv and report.html anew from the manifests below a folder.
-
-    Returns
-    -------
-    Path
-        The report.
-
-    Raises
-    ------
-    ConfigError
-        If `out` holds no results of a run.
-    """
-    manifests = [
-        manifest
-        for path in sorted(out.glob("*/manifest.json"))
-        if (manifest := Manifest.load(SlideFolder(path.parent)))
-    ]
-    manifests += _skipped(out)
-    if not manifests:
-        raise ConfigError(f"{out}: no results of `wsi run` (no */manifest.json)")
-    rows = [row_of(out, m, reused=False) for m in manifests]
-    seconds = sum(sum(m.seconds.values()) for m in manifests)
-    model = next(m.model for m in manifests if m.model)
-    write_report(out, rows, _run_facts(model, "", seconds))
-    publish_script(out)
-    return out / "report.html"
-
-
-def _skipped(out: Path) -> list[Manifest]:
-    """What the last run listed as no slide: such files have no folder."""
-    try:
-        rows = orjson.loads((out / "run.json").read_bytes())["slides"]
-    except (OSError, KeyError, orjson.JSONDecodeError):
-        return []
-    return [
-        Manifest(row["slide_id"], row["slide"], "", "skipped", row["reason"])
-        for row in rows
-        if row["status"] == "skipped"
-    ]
-
-
-def _run_facts(model: Mapping[str, Any], started: str, seconds: float) -> RunFacts:
-    limits = f"{model['licence']}. {model['limits']}"
-    return RunFacts(
-        f"{model['name']} {model['version']}",
-        model["summary"],
-        limits,
-        version("wsi-pipeline"),
-        started,
-        seconds,
-    )

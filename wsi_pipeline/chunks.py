@@ -4,6 +4,7 @@ The inverse of shards.py. zarr-python takes twice the processor time for the sam
 (16.8 megapixels: 152 against 84 ms with zstd, 251 against 128 ms with JPEG).
 """
 
+import math
 import os
 from collections.abc import Callable, Iterable
 from itertools import groupby
@@ -16,7 +17,13 @@ import numpy as np
 from imagecodecs.zarr import Jpeg
 from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
-from zarr.codecs import BytesCodec, ShardingCodec, TransposeCodec, ZstdCodec
+from zarr.codecs import (
+    BytesCodec,
+    Crc32cCodec,
+    ShardingCodec,
+    TransposeCodec,
+    ZstdCodec,
+)
 
 from wsi_pipeline.errors import PyramidError
 from wsi_pipeline.geometry import Box
@@ -170,6 +177,37 @@ class ChunkReader:
         return y // self._chunk_px, x // self._chunk_px
 
 
+def missing_inside(
+    shard: Path, across: tuple[int, ...], wanted: tuple[int, ...]
+) -> int:
+    """How many chunks a shard lacks, told by its index.
+
+    Parameters
+    ----------
+    shard : Path
+        The file; its index is at the end.
+    across : tuple of int
+        Chunks along each axis of a shard.
+    wanted : tuple of int
+        Those of them that lie on the image.
+
+    Raises
+    ------
+    ValueError
+        If the index is cut short or its checksum does not fit.
+    """
+    length = 16 * math.prod(across)
+    with shard.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - length - 4))
+        index, crc = file.read(length), file.read(4)
+    if google_crc32c.value(index) != int.from_bytes(crc, "little"):
+        raise ValueError("the checksum of its index does not fit")
+    starts = np.frombuffer(index, "<u8").reshape(*across, 2)[..., 0]
+    inside = starts[tuple(slice(count) for count in wanted)]
+    return int((inside == _ABSENT).sum())
+
+
 class _Shard:
     """An open shard and its index of offsets and lengths."""
 
@@ -214,11 +252,11 @@ def _decoder(codecs: tuple[Any, ...]) -> _Decode | None:  # Any: zarr's are gene
     match codecs:
         case (BytesCodec(), ZstdCodec()):
             return _decode_zstd
-        case (TransposeCodec(order=(1, 2, 0)), Jpeg() as jpeg):
+        case (TransposeCodec(order=(1, 2, 0)), Jpeg() as jpeg, Crc32cCodec()):
 
             def decode_jpeg(data: bytes, room: Pixels) -> Pixels:
                 pixels = imagecodecs.jpeg8_decode(
-                    data,
+                    _unsealed(data),
                     tables=jpeg.tables,
                     colorspace=jpeg.colorspace_jpeg,
                     outcolorspace=jpeg.colorspace_data,
@@ -230,6 +268,14 @@ def _decoder(codecs: tuple[Any, ...]) -> _Decode | None:  # Any: zarr's are gene
 
             return decode_jpeg
     return None
+
+
+def _unsealed(data: bytes) -> bytes:
+    """A chunk without the checksum behind it, which must fit."""
+    body, crc = data[:-4], data[-4:]
+    if google_crc32c.value(body) != int.from_bytes(crc, "little"):
+        raise ValueError("the checksum of a chunk does not fit")
+    return body
 
 
 def _decode_zstd(data: bytes, room: Pixels) -> Pixels:

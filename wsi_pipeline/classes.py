@@ -13,6 +13,9 @@ CERTAIN = 254
 NO_TISSUE, IN_DETAIL, COARSELY, SKIPPED, UNREADABLE = range(5)
 """Values of the coverage label: what was done to a pixel."""
 
+ACCOUNTED_FOR = (NO_TISSUE, IN_DETAIL, COARSELY)
+"""Those of pixels for which the mask has a result; the others have none."""
+
 
 @dataclass(frozen=True, slots=True)
 class MaskClass:

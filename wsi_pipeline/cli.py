@@ -3,24 +3,21 @@
 import os
 import signal
 import sys
-from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from wsi_pipeline.arguments import (
-    AnyOut,
     Audit,
     Chunk,
     Codec,
     Compile,
     ConfigFile,
     Coverage,
+    Deid,
     Detections,
     Device,
-    Features,
-    Folder,
+    Formats,
     Frame,
     GpuMemory,
     Group,
@@ -34,7 +31,6 @@ from wsi_pipeline.arguments import (
     Mpp,
     ObjectKind,
     OmeZarr,
-    OneSlide,
     Out,
     Precision,
     Queue,
@@ -47,12 +43,15 @@ from wsi_pipeline.arguments import (
     TargetMpp,
     TissueMask,
     TopM,
+    Unexamined,
     Workers,
     Zip,
 )
 from wsi_pipeline.config import RunConfig
 from wsi_pipeline.console import print_json, terminal_of
 from wsi_pipeline.errors import ConfigError, UnknownNameError, WsiError
+from wsi_pipeline.inert import shown
+from wsi_pipeline.stage_verbs import read_config, stages
 from wsi_pipeline.workbench import tools
 
 # the root of typer's usage errors, which it gives no public name
@@ -86,6 +85,7 @@ def _top(
 def info(slides: Slides, mpp: Mpp = None, as_json: Json = False) -> None:
     """Say what slides are: size, levels, scale and where it came from."""
     from wsi_pipeline.publishing import printable
+    from wsi_pipeline.readers.probe import Prober
     from wsi_pipeline.samplesheet import list_entries
     from wsi_pipeline.stages import SlideJob
     from wsi_pipeline.terminal import slide_facts
@@ -93,22 +93,26 @@ def info(slides: Slides, mpp: Mpp = None, as_json: Json = False) -> None:
     config = RunConfig().updated(None, mpp=mpp)
     rows: list[dict[str, Any]] = []
     failed = 0
-    for entry in list_entries(slides):
-        name = printable(str(entry.path))
-        if entry.skip:
-            rows.append({"slide": name, "skipped": entry.skip})
-            continue
-        try:
-            with SlideJob(entry.slide_id, entry.path, entry.mpp).open(config) as slide:
-                rows.append(slide_facts(slide.info))
-        except WsiError as error:
-            failed += 1
-            rows.append({"slide": name, "error": printable(str(error))})
+    with Prober(config.probe) as prober:
+        for entry in list_entries(slides):
+            name = printable(str(entry.path))
+            if entry.skip:
+                rows.append({"slide": name, "skipped": printable(entry.skip)})
+                continue
+            job = SlideJob(entry.slide_id, entry.path, entry.mpp)
+            given, source = job.given_scale(config)
+            try:
+                facts = prober.probe(job.path, mpp=given, mpp_source=source)
+                rows.append(slide_facts(facts))
+            except WsiError as error:
+                failed += 1
+                rows.append({"slide": name, "error": printable(str(error))})
     if as_json:
         print_json(rows)
     else:
         for row in rows:
-            print("\n".join(f"{key:>12}  {value}" for key, value in row.items()), "\n")
+            lines = [f"{key:>12}  {shown(str(value))}" for key, value in row.items()]
+            print("\n".join(lines), "\n")
     good = sum("mpp" in row for row in rows)
     if failed or not good:
         raise typer.Exit(3 if good else 1)
@@ -122,6 +126,7 @@ def run(
     config: ConfigFile = None,
     mpp: Mpp = None,
     tissue_mask: TissueMask = None,
+    deid: Deid = None,
     retry: Annotated[
         bool, typer.Option("--retry", help="Try failed slides again.")
     ] = False,
@@ -152,12 +157,14 @@ def run(
     codec: Codec = None,
     jpeg_quality: JpegQuality = None,
     ome_zarr: OmeZarr = None,
+    formats: Formats = None,
     simplify_um: Simplify = None,
     frame: Frame = None,
     gzip: Gzip = None,
     zip_: Zip = None,
     group: Group = None,
     objects: ObjectKind = None,
+    unexamined: Unexamined = None,
     detections: Detections = None,
     as_json: Json = False,
 ) -> None:
@@ -168,7 +175,7 @@ def run(
     done; 2: wrong usage; 3: some slides failed or degraded; 130: interrupted.
     """
     settings = (
-        _config(config, model=model, mpp=mpp)
+        read_config(config, model=model, mpp=mpp)
         .updated("tissue", mask=tissue_mask)
         .updated("select", top_m=top_m, gpu_memory=gpu_memory, memory=memory)
         .updated("select", device=device, precision=precision, compile=compile_)
@@ -183,7 +190,8 @@ def run(
         .updated("tile", codec=codec, ome_zarr=ome_zarr, jpeg_quality=jpeg_quality)
         .updated("export", simplify_um=simplify_um, frame=frame, gzip=gzip)
         .updated("export", detections=detections, zip=zip_)
-        .updated("export", group=group, objects=objects)
+        .updated("export", group=group, objects=objects, formats=formats or None)
+        .updated("export", unexamined=unexamined)
     )
     from wsi_pipeline.models.cards import find_model
 
@@ -193,7 +201,14 @@ def run(
     with terminal_of(quiet=as_json) as terminal:
         hooks = BatchHooks(terminal.started, terminal.stage, terminal.ended)
         result = run_batch(
-            slides, out, folder, settings, retry=retry, only=only or (), hooks=hooks
+            slides,
+            out,
+            folder,
+            settings,
+            retry=retry,
+            only=only or (),
+            deid=deid,
+            hooks=hooks,
         )
     if as_json:
         print_json(result.to_json())
@@ -202,160 +217,7 @@ def run(
     raise typer.Exit(result.exit_code)
 
 
-@app.command()
-def tile(
-    slide: OneSlide,
-    out: AnyOut,
-    model: ModelName = None,
-    config: ConfigFile = None,
-    mpp: Mpp = None,
-    target_mpp: TargetMpp = None,
-    workers: Workers = None,
-    scheduler: Scheduler = None,
-    codec: Codec = None,
-    jpeg_quality: JpegQuality = None,
-    ome_zarr: OmeZarr = None,
-) -> None:
-    """Stream a slide into an OME-Zarr pyramid: OUT/<slide id>/slide.ome.zarr."""
-    settings = (
-        _config(config, model=model, mpp=mpp)
-        .updated("tile", target_mpp=target_mpp, workers=workers, scheduler=scheduler)
-        .updated("tile", codec=codec, ome_zarr=ome_zarr, jpeg_quality=jpeg_quality)
-    )
-    from wsi_pipeline.cluster import Workers
-    from wsi_pipeline.models.cards import find_model
-    from wsi_pipeline.readers.discovery import find_slides, slide_id
-    from wsi_pipeline.results import SlideFolder
-    from wsi_pipeline.stages import SlideJob, SlideRun
-
-    found = find_slides([slide])
-    if len(found) != 1 or found[0].kind == "skip":
-        reason = found[0].reason if len(found) == 1 else f"{len(found)} files"
-        name = found[0].path if found else "no file"  # a URL without its secrets
-        raise ConfigError(f"{name}: one slide expected, got {reason}")
-    job = SlideJob(slide_id(found[0]), found[0].path)
-    folder = SlideFolder(out / job.slide_id)
-    found_model = find_model(settings.model) if settings.model else None
-    with Workers.of(settings.tile) as tilers:
-        _stage("tile", SlideRun(folder, settings, found_model, job, workers=tilers))
-
-
-@app.command()
-def tissue(
-    folder: Folder,
-    model: ModelName = None,
-    config: ConfigFile = None,
-    tissue_mask: TissueMask = None,
-    features: Features = None,
-) -> None:
-    """Find the tissue and lay the grid of patches."""
-    settings = _config(config, model=model).updated("tissue", mask=tissue_mask)
-    _stage("tissue", _slide_run(folder, settings), features=features)
-
-
-@app.command()
-def select(
-    folder: Folder,
-    model: ModelName = None,
-    config: ConfigFile = None,
-    features: Features = None,
-    top_m: TopM = None,
-    mode: Mode = None,
-    chunk: Chunk = None,
-    seed: ShuffleSeed = None,
-    screen: Screen = None,
-    audit: Audit = None,
-    precision: Precision = None,
-    compile_: Compile = None,
-    queue: Queue = None,
-    gpu_memory: GpuMemory = None,
-    memory: Memory = None,
-    device: Device = None,
-    frame: Frame = None,
-    gzip: Gzip = None,
-    zip_: Zip = None,
-    detections: Detections = None,
-) -> None:
-    """Score all patches with the IPS transformer and choose the top M."""
-    settings = (
-        _config(config, model=model)
-        .updated("select", top_m=top_m, gpu_memory=gpu_memory, memory=memory)
-        .updated("select", device=device, precision=precision, compile=compile_)
-        .updated("select", queue=queue)
-        .updated(
-            "select", mode=mode, chunk=chunk, seed=seed, screen=screen, audit=audit
-        )
-        .updated("export", frame=frame, gzip=gzip, zip=zip_, detections=detections)
-    )
-    slide_run = _slide_run(folder, settings)
-    _stage("select", slide_run, features=features)
-    from wsi_pipeline.stages.detections import publish_detections
-
-    for path in publish_detections(slide_run):
-        print(path)
-
-
-@app.command()
-def segment(
-    folder: Folder,
-    model: ModelName = None,
-    config: ConfigFile = None,
-    coverage: Coverage = None,
-    strategy: Strategy = None,
-    gpu_memory: GpuMemory = None,
-    memory: Memory = None,
-    device: Device = None,
-) -> None:
-    """Segment the regions around chosen patches through the deformed downsampler."""
-    settings = (
-        _config(config, model=model)
-        .updated("segment", coverage=coverage, strategy=strategy, device=device)
-        .updated("segment", gpu_memory=gpu_memory, memory=memory)
-    )
-    _stage("segment", _slide_run(folder, settings))
-
-
-@app.command()
-def stitch(
-    folder: Folder,
-    model: ModelName = None,
-    config: ConfigFile = None,
-    keep_predictions: KeepPredictions = None,
-) -> None:
-    """Stitch the regions into a slide-level mask and its coverage label."""
-    settings = _config(config, model=model).updated(
-        "stitch", keep_predictions=keep_predictions
-    )
-    _stage("stitch", _slide_run(folder, settings))
-
-
-@app.command()
-def export(
-    folder: Folder,
-    model: ModelName = None,
-    config: ConfigFile = None,
-    simplify_um: Simplify = None,
-    frame: Frame = None,
-    gzip: Gzip = None,
-    zip_: Zip = None,
-    group: Group = None,
-    objects: ObjectKind = None,
-    detections: Detections = None,
-) -> None:
-    """Write the mask as GeoJSON that QuPath opens, and the manifest."""
-    settings = (
-        _config(config, model=model)
-        .updated("export", simplify_um=simplify_um, frame=frame, gzip=gzip)
-        .updated("export", detections=detections, zip=zip_)
-        .updated("export", group=group, objects=objects)
-    )
-    slide_run = _slide_run(folder, settings)
-    _stage("export", slide_run)
-    from wsi_pipeline.pipeline import publish_manifest
-
-    publish_manifest(slide_run)
-
-
+app.add_typer(stages)
 app.add_typer(tools)
 
 
@@ -381,36 +243,10 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    print(f"wsi: {' '.join(message.split())}", file=sys.stderr)
+    print(f"wsi: {shown(' '.join(message.split()))}", file=sys.stderr)
     sys.exit(code)
 
 
 def _terminate(*_: object) -> None:
     print("wsi: terminated; what is finished is kept", file=sys.stderr)
     sys.exit(143)
-
-
-def _config(
-    path: Path | None, model: str | None = None, mpp: float | None = None
-) -> RunConfig:
-    config = RunConfig.from_toml(path) if path else RunConfig()
-    return config.updated(None, model=model, mpp=mpp)
-
-
-def _slide_run(folder: Path, config: RunConfig) -> Any:  # Any: loads nothing heavy here
-    from wsi_pipeline.models.cards import find_model
-    from wsi_pipeline.results import SlideFolder
-    from wsi_pipeline.stages import SlideRun
-
-    return SlideRun(SlideFolder(folder), config, find_model(config.model))
-
-
-def _stage(verb: str, slide_run: Any, features: Path | None = None) -> None:
-    # Any: see _slide_run
-    from wsi_pipeline.pipeline import run_stage
-
-    with terminal_of() as terminal:
-        given = replace(slide_run, progress=terminal.stage, features=features)
-        record = run_stage(verb, given)
-    for name in record.outputs:
-        print(slide_run.folder.place / name)

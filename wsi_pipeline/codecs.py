@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import cv2
+import google_crc32c
 import imagecodecs
 import numpy as np
 from imagecodecs.zarr import Jpeg as ZarrJpeg
@@ -14,7 +15,7 @@ from imagecodecs.zarr import register_codecs
 from numcodecs import Blosc
 from numcodecs.zstd import Zstd as ZstdEncoder
 from numpy.typing import NDArray
-from zarr.codecs import TransposeCodec, ZstdCodec
+from zarr.codecs import Crc32cCodec, TransposeCodec, ZstdCodec
 
 # reading JPEG chunks back goes through zarr, which learns the codec's name here
 register_codecs({"jpeg"}, verbose=False)
@@ -30,6 +31,10 @@ class ChunkCodec(Protocol):
 
     def encode(self, planes: NDArray[np.uint8]) -> bytes:
         """Bytes of a whole chunk, (c, y, x) uint8, contiguous."""
+        ...
+
+    def seal(self, data: bytes) -> bytes:
+        """An encoded chunk as it is stored, where a flipped bit is found by reading."""
         ...
 
     def zarr_arguments(self) -> dict[str, Any]:
@@ -59,6 +64,10 @@ class Zstd:
         data: bytes = ZstdEncoder(level=self.level, checksum=True).encode(planes)
         return data
 
+    def seal(self, data: bytes) -> bytes:
+        """See `ChunkCodec.seal`: the checksum is zstd's own."""
+        return data
+
     def zarr_arguments(self) -> dict[str, Any]:
         """See `ChunkCodec.zarr_arguments`."""
         return {"compressors": ZstdCodec(level=self.level, checksum=True)}
@@ -79,6 +88,10 @@ class BloscLz4:
     def encode(self, planes: NDArray[np.uint8]) -> bytes:
         """See `ChunkCodec.encode`; releases the GIL."""
         data: bytes = self._encoder().encode(planes)
+        return data
+
+    def seal(self, data: bytes) -> bytes:
+        """See `ChunkCodec.seal`: Zarr v2 has no checksum that they know."""
         return data
 
     def zarr_arguments(self) -> dict[str, Any]:
@@ -104,7 +117,8 @@ class Jpeg:
 
     References
     ----------
-    ITU-T T.81; codec "imagecodecs_jpeg" of the imagecodecs package.
+    ITU-T T.81; codec "imagecodecs_jpeg" of the imagecodecs package; Zarr v3 codec
+    "crc32c".
     """
 
     quality: int
@@ -124,6 +138,11 @@ class Jpeg:
         )
         return bytes(data)
 
+    def seal(self, data: bytes) -> bytes:
+        """See `ChunkCodec.seal`: a JPEG with a flipped bit decodes to other pixels."""
+        crc: int = google_crc32c.value(data)
+        return data + crc.to_bytes(4, "little")
+
     def zarr_arguments(self) -> dict[str, Any]:
         """See `ChunkCodec.zarr_arguments`."""
         return {
@@ -134,5 +153,5 @@ class Jpeg:
                 colorspace_jpeg=self.colour,
                 tables=self.tables,
             ),
-            "compressors": None,
+            "compressors": Crc32cCodec(),
         }

@@ -3,45 +3,40 @@
 The default of a number lives here and nowhere else. Imports no torch, dask or zarr.
 """
 
-import hashlib
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import orjson
-from pydantic import (
-    BaseModel,
-    ByteSize,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BeforeValidator, ByteSize, Field, model_validator
 
 from wsi_pipeline.amounts import MemoryAmount, Recall
 from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.options import Options
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 AUDIT = 256
 """Patches that an audit draws where nothing else is said."""
+MAX_PIXELS = 2**38
+"""Pixels of level 0: a whole-mount at 0.1 um/px has a tenth of it."""
 
 
-class Options(BaseModel):
-    """Base of all options: frozen, unknown keys refused, wrong values named."""
+class ProbeOptions(Options):
+    """Limits of the process that looks at a slide before anything else does."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
-
-    def __init__(self, **values: Any) -> None:  # Any: pydantic checks each value
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            raise ConfigError(_explain(type(self).__name__, error)) from None
-
-    def digest(self) -> str:
-        """sha256 (hex) of the options as sorted JSON."""
-        data = orjson.dumps(self.model_dump(mode="json"), option=orjson.OPT_SORT_KEYS)
-        return hashlib.sha256(data).hexdigest()
+    memory: ByteSize = Field(
+        ByteSize(8 << 30),
+        gt=0,
+        description="address space of that process; the libraries alone map 1 GiB",
+    )
+    seconds: Positive = Field(60.0, description="time for one slide, s")
+    pixels: int = Field(
+        MAX_PIXELS,
+        ge=1,
+        le=MAX_PIXELS,
+        description="pixels of a slide's level 0; the default is 524288 x 524288, more "
+        "than any scanner makes",
+    )
 
 
 class TileOptions(Options):
@@ -84,8 +79,17 @@ class TileOptions(Options):
         "auto",
         pattern=r"^(auto|threads|processes|(tcp|tls|ws|wss)://\S+)$",
         description="threads; processes; auto: processes for slides that are worth "
-        "their start; or the address of a Dask scheduler whose workers see the same "
-        "files, tcp://HOST:PORT",
+        "their start, and for each of several, which then cannot take each other down; "
+        "or the address of a Dask scheduler whose workers see the same files, "
+        "tcp://HOST:PORT or tls://HOST:PORT",
+    )
+    tls_ca: Path | None = Field(None, description="tls://, wss://: who signed, PEM")
+    tls_cert: Path | None = Field(None, description="tls://, wss://: certificate, PEM")
+    tls_key: Path | None = Field(None, description="tls://, wss://: its key, PEM")
+    patience: Positive = Field(
+        300.0,
+        description="seconds without a finished block after which processes and Dask "
+        "workers count as stalled: they are ended, and Dask does their blocks again",
     )
 
     @model_validator(mode="after")
@@ -107,6 +111,13 @@ class TileOptions(Options):
                 f"block_px {self.block_px} is not a multiple of 1024, the chunk of "
                 "ome_zarr 0.4"
             )
+        files = [self.tls_ca, self.tls_cert, self.tls_key]
+        secure = self.scheduler.startswith(("tls:", "wss:"))
+        if any(files) and not (all(files) and secure):
+            raise ValueError(
+                "tls_ca, tls_cert and tls_key are given together, with a scheduler at "
+                f"tls:// or wss://; it is {self.scheduler}"
+            )
         return self
 
 
@@ -125,6 +136,13 @@ class TissueOptions(Options):
     )
     min_patch_tissue: float = Field(
         0.05, ge=0, le=1, description="share of tissue that makes a patch count"
+    )
+    max_unreadable: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="share of the tissue that may be unreadable before the slide "
+        "fails; all of a tile that cannot be decoded counts as tissue",
     )
     mask: Path | None = Field(
         None,
@@ -259,35 +277,55 @@ class StitchOptions(Options):
     )
 
 
+def _split(value: Any) -> Any:  # Any: as given; pydantic checks what comes out
+    """Names separated by commas, or in a list of such, each once."""
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple):
+        return value
+    names = [part.strip() for text in texts for part in str(text).split(",")]
+    return tuple(dict.fromkeys(name for name in names if name))
+
+
 class ExportOptions(Options):
     """Options of export: MaskPyramid to files for other programs."""
 
-    format: str = Field("geojson", description="name in the table of exporters")
+    formats: Annotated[tuple[str, ...], BeforeValidator(_split)] = Field(
+        ("geojson",),
+        min_length=1,
+        description="what to write, separated by commas: geojson; geoparquet, a table "
+        "of the same objects; ometiff, a label image; csv, the area of each class",
+    )
     simplify_um: float = Field(
         1.0, ge=0, description="tolerance of simplified outlines, um; 0 = pixel edges"
     )
     min_area_um2: float = Field(
-        200.0, ge=0, description="smaller objects are left out of the GeoJSON, um2"
+        200.0, ge=0, description="smaller objects are left out, um2"
     )
     min_hole_um2: float = Field(
-        50.0, ge=0, description="smaller holes are filled in the GeoJSON, um2"
+        50.0, ge=0, description="smaller holes of objects are filled, um2"
     )
     frame: Literal["qupath", "level0"] = Field(
         "qupath",
-        description="origin of the coordinates: QuPath's crop to the scan's bounds, or "
-        "the full level 0",
+        description="origin of outlines' coordinates: QuPath's crop to the scan's "
+        "bounds, or the full level 0",
     )
     gzip: bool = Field(False, description="write .geojson.gz")
     zip: bool = Field(False, description="write .geojson.zip")
     group: Literal["object", "class"] = Field(
         "object",
-        description="what becomes one annotation: each object, to be edited alone, or "
-        "all of a class, to be looked at",
+        description="what becomes one feature of the GeoJSON: each object, to be "
+        "edited alone, or all of a class, to be looked at",
     )
     objects: Literal["annotation", "detection"] = Field(
         "annotation",
         description="what QuPath makes of the objects: annotations, to be reviewed and "
         "edited, or detections, of which it shows and counts many more",
+    )
+    unexamined: bool = Field(
+        True,
+        description="outline in the GeoJSON what has no result: tissue that was not "
+        "examined and what could not be read, from 2500 um2 on, as annotations without "
+        "a fill",
     )
     detections: Literal["all", "chosen", "none"] = Field(
         "all",
@@ -318,6 +356,7 @@ class RunConfig(Options):
         allow_inf_nan=False,
         description="um/px of level 0 where the slide does not state it",
     )
+    probe: ProbeOptions = ProbeOptions()
     tile: TileOptions = TileOptions()
     tissue: TissueOptions = TissueOptions()
     select: SelectOptions = SelectOptions()
@@ -355,32 +394,3 @@ class RunConfig(Options):
         data = self.model_dump()
         (data if table is None else data[table]).update(given)
         return type(self)(**data)
-
-
-def _expected(item: Any) -> str:  # Any: pydantic's error, a typed dict
-    """What was expected; a pattern is no words, its field's description is."""
-    if item["type"] == "string_pattern_mismatch":
-        for options in Options.__subclasses__():
-            field = options.model_fields.get(str(item["loc"][-1]))
-            if field is not None and field.description:
-                return f"expected {field.description}"
-    message: str = item["msg"]
-    return message[:1].lower() + message[1:]
-
-
-def _explain(name: str, error: ValidationError) -> str:
-    """One line per wrong value: where, what was got, what was expected."""
-    lines = []
-    for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"]) or name
-        got = item.get("input")
-        inner = item.get("ctx", {}).get("error")
-        if isinstance(inner, ConfigError):
-            lines.append(f"[{where}] {inner}")
-        elif item["type"] == "extra_forbidden":
-            lines.append(f"unknown option {where!r}")
-        elif not item["loc"] and inner is not None:  # options that do not go together
-            lines.append(str(inner))
-        else:
-            lines.append(f"option {where!r}: got {got!r}, {_expected(item)}")
-    return "; ".join(lines)

@@ -44,6 +44,7 @@ class DirectFile:
     """
 
     def __init__(self, path: Path, disk: Executor) -> None:
+        self.path = path
         self._descriptor = _open_new(path)
         self._disk = disk
         self._buffers = [_aligned(_BUFFER_BYTES), _aligned(_BUFFER_BYTES)]

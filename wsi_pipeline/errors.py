@@ -5,7 +5,8 @@
     WsiError
     |- SlideError (OSError)         a slide cannot be opened, read or used
     |  |- MissingScaleError         no plausible um/px; --mpp or the sheet gives it
-    |  `- NotASlideError            the file is something else: a batch skips it
+    |  |- NotASlideError            the file is something else: a batch skips it
+    |  `- UnreadableError           a part of it cannot be decoded, twice over
     |- PyramidError (ValueError)    an OME-Zarr is missing, damaged or of another kind
     |- RegionError (ValueError)     patches, regions or annotations do not fit
     |- ConfigError (ValueError)     an option is unknown or out of range
@@ -30,6 +31,10 @@ class MissingScaleError(SlideError):
 
 class NotASlideError(SlideError):
     """The file is no slide; a batch lists it as skipped."""
+
+
+class UnreadableError(SlideError):
+    """A part of a slide cannot be decoded; the rest of it may be sound."""
 
 
 class PyramidError(WsiError, ValueError):

@@ -104,7 +104,11 @@ class Folder(Protocol):
 
 
 def image_documents(
-    version: Version, source: Source, base: int, sizes: Sequence[tuple[int, int]]
+    version: Version,
+    source: Source,
+    base: int,
+    sizes: Sequence[tuple[int, int]],
+    unreadable: Sequence[Box] = (),
 ) -> dict[str, bytes]:
     """Metadata files of an RGB image group, those of its arrays left out.
 
@@ -118,6 +122,8 @@ def image_documents(
         Level-0 pixels of the slide per pixel of the pyramid's base.
     sizes : sequence of tuple of int
         (width, height) per level, as `level_sizes` gives them.
+    unreadable : sequence of Box
+        Tiles of the slide that could not be decoded, level-0 pixels.
 
     Returns
     -------
@@ -140,7 +146,9 @@ def image_documents(
     "bioformats2raw.layout".
     """
     words = _image_words(version, source, base, len(sizes))
-    documents = _documents(version, words, _facts(source, base, sizes, {}))
+    lost = [[box.x, box.y, box.w, box.h] for box in unreadable]
+    more = {"unreadable": lost} if lost else {}
+    documents = _documents(version, words, _facts(source, base, sizes, more))
     if version == "0.4":
         documents["OME/.zgroup"] = documents[".zgroup"]
         documents[OME_XML] = image_xml(

@@ -1,23 +1,32 @@
 """Takes one slide through the six acts; the only room that knows their order."""
 
-import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from importlib.metadata import version
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-
-import orjson
 
 from wsi_pipeline.cluster import Workers
-from wsi_pipeline.config import Options, RunConfig
-from wsi_pipeline.errors import ConfigError, RegionError, SlideError
+from wsi_pipeline.config import RunConfig
+from wsi_pipeline.crates import publish_crate
+from wsi_pipeline.errors import ConfigError, RegionError
 from wsi_pipeline.features import digest_features
+from wsi_pipeline.inputs import list_inputs
+from wsi_pipeline.keys import (
+    VERBS,
+    config_of,
+    fingerprint,
+    model_facts,
+    options_of,
+    stage_key,
+)
+from wsi_pipeline.locking import Lock
 from wsi_pipeline.models.cards import ModelFolder
-from wsi_pipeline.places import Place, reaching, version_of
 from wsi_pipeline.process import peak_resident_bytes, reset_peaks
-from wsi_pipeline.publishing import STAGING, remove, sha256_file
+from wsi_pipeline.publishing import publish_bytes, remove
+from wsi_pipeline.readability import percent
+from wsi_pipeline.repeating import split_config, to_toml
 from wsi_pipeline.results import (
     Manifest,
     SlideFolder,
@@ -26,6 +35,7 @@ from wsi_pipeline.results import (
     checksums,
     size_of,
 )
+from wsi_pipeline.software import installed_software
 from wsi_pipeline.stages import (
     STAGES,
     Progress,
@@ -34,9 +44,6 @@ from wsi_pipeline.stages import (
     check_features,
 )
 
-VERBS = STAGES.names()
-# Options that change speed and memory, and results by rounding at most.
-_FREE = {"workers", "scheduler", "gpu_memory", "memory", "device", "queue", "compile"}
 _COARSE_FACTOR = 1.25  # a slide this much coarser than its model is judged "degraded"
 
 
@@ -76,9 +83,25 @@ def run_slide(
     WsiError
         Whatever an act raises; no manifest is written then.
     """
+    with SlideFolder(out / job.slide_id).lock() as lock:
+        return run_locked(
+            job, out, model, config, lock, progress=progress, workers=workers
+        )
+
+
+def run_locked(
+    job: SlideJob,
+    out: Path,
+    model: ModelFolder,
+    config: RunConfig,
+    lock: Lock,
+    *,
+    progress: Progress | None = None,
+    workers: Workers | None = None,
+) -> Manifest:
+    """`run_slide` for those who hold the lock of the slide's folder."""
     folder = SlideFolder(out / job.slide_id)
-    for leftover in (folder.path, folder.pyramid / "labels"):
-        remove(leftover / STAGING)  # of a run that was killed
+    folder.clear()
     with nullcontext(workers) if workers else Workers.of(config.tile) as tilers:
         run = SlideRun(
             folder,
@@ -91,9 +114,11 @@ def run_slide(
         )
         run.open_features()  # what is wrong with them shows before hours of tiling
         for verb in VERBS:
-            run_stage(verb, run)
+            _run_stage(verb, run)
+            lock.check()
     remove(folder.path / "error.txt")
-    return publish_manifest(run)
+    folder.clear(finished=True)
+    return _publish_manifest(run)
 
 
 def publish_manifest(run: SlideRun) -> Manifest:
@@ -104,9 +129,16 @@ def publish_manifest(run: SlideRun) -> Manifest:
     RegionError
         If a stage has not been published.
     """
+    with run.folder.lock():
+        return _publish_manifest(run)
+
+
+def _publish_manifest(run: SlideRun) -> Manifest:
     model = run.need_model()
     records = _chain(run, VERBS)
     status, reason = _judge(records, model)
+    config = _config_of(run, records).model_dump(mode="json")
+    publish_bytes(run.folder.config, to_toml(split_config(config)[0]).encode())
     manifest = Manifest(
         run.folder.slide_id,
         records["tile"].facts["name"],
@@ -114,25 +146,23 @@ def publish_manifest(run: SlideRun) -> Manifest:
         status,
         reason,
         facts={verb: r.facts for verb, r in records.items()},
-        config=_config_of(run, records).model_dump(mode="json"),
+        config=config,
         model=model_facts(model),
         seconds={verb: r.seconds for verb, r in records.items()},
         peak_bytes={verb: r.peak_bytes for verb, r in records.items()},
         files=checksums(run.folder),
+        software=installed_software(),
+        ended=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+    publish_crate(run.folder, manifest)
     manifest.publish(run.folder)
     return manifest
 
 
-def config_of(job: SlideJob, config: RunConfig) -> RunConfig:
-    """The config with what the samplesheet says about this slide."""
-    if job.tissue is not None:
-        config = config.updated("tissue", mask=job.tissue)
-    return config
-
-
 def run_stage(verb: str, run: SlideRun) -> StageRecord:
     """Run one stage, or return its record where it is already published.
+
+    Another run that is at work in the slide's folder is waited for.
 
     Raises
     ------
@@ -140,7 +170,12 @@ def run_stage(verb: str, run: SlideRun) -> StageRecord:
         If the stage before it has not been published, or patches were laid for other
         features.
     """
-    features = None
+    with run.folder.lock() if isinstance(run.folder.place, Path) else nullcontext():
+        return _run_stage(verb, run)
+
+
+def _run_stage(verb: str, run: SlideRun) -> StageRecord:
+    features, inputs = None, None
     if verb != VERBS[0]:
         before = VERBS[: VERBS.index(verb)]
         records = _chain(run, before)
@@ -149,7 +184,8 @@ def run_stage(verb: str, run: SlideRun) -> StageRecord:
     elif run.job is None:
         raise ConfigError("tiling needs a slide")
     else:
-        upstream = fingerprint(run.job, run.config)
+        inputs = list_inputs(run.job.path)
+        upstream = fingerprint(run.job, run.config, inputs)
     key = stage_key(verb, upstream, run.config, run.model, features_sha256=features)
     record = run.folder.record(verb)
     if record and record.key == key and _is_published(run, record):
@@ -158,11 +194,13 @@ def run_stage(verb: str, run: SlideRun) -> StageRecord:
     run.folder.withdraw(VERBS[VERBS.index(verb) :])
     reset_peaks()
     start = time.perf_counter()
-    outputs, facts = STAGES.load(verb)(run)
+    outputs, facts = STAGES.load(verb)(replace(run, key=key))
+    if inputs:
+        facts["inputs"] = inputs
     record = StageRecord(
         verb,
         key,
-        _options(verb, run.config).model_dump(mode="json"),
+        options_of(verb, run.config).model_dump(mode="json"),
         {run.folder.name_of(path): size_of(path) for path in outputs},
         facts,
         round(time.perf_counter() - start, 3),
@@ -240,135 +278,17 @@ def _is_published(run: SlideRun, record: StageRecord) -> bool:
     return stitched is not None and stitched.key == key and run.folder.holds(stitched)
 
 
-def final_key(job: SlideJob, model: ModelFolder, config: RunConfig) -> str:
-    """Key that the manifest of a finished slide must hold to be used again."""
-    config = config_of(job, config)
-    features = digest_features(job.features) if job.features else None
-    key = fingerprint(job, config)
-    for verb in VERBS:
-        key = stage_key(verb, key, config, model, features_sha256=features)
-    return key
-
-
-def fingerprint(job: SlideJob, config: RunConfig) -> str:
-    """sha256 over a slide's file (for MIRAX its folder too) and the scale given.
-
-    Raises
-    ------
-    SlideError
-        If the slide is remote and cannot be reached.
-
-    Notes
-    -----
-    Of a remote slide, size and version count, so that nothing is downloaded for it.
-    """
-    parts = _versions(job.path)
-    return _digest([*parts, job.mpp if job.mpp is not None else config.mpp])
-
-
-def _versions(slide: Place) -> list[str]:
-    if not isinstance(slide, Path):
-        with reaching(slide, SlideError):
-            return version_of(slide)
-    side = slide.with_suffix("")
-    files = [slide]
-    if slide.suffix.lower() == ".mrxs" and side.is_dir():
-        files += sorted(side.rglob("*"))
-    return [sha256_file(path) for path in files if path.is_file()]
-
-
-def stage_key(
-    verb: str,
-    upstream: str,
-    config: RunConfig,
-    model: ModelFolder | None,
-    mask_sha256: str | None = None,
-    features_sha256: str | None = None,
-) -> str:
-    """sha256 over all that decides a stage's outputs.
-
-    Parameters
-    ----------
-    verb : str
-        The stage.
-    upstream : str
-        Key of the stage before it, or the slide's fingerprint.
-    config : RunConfig
-        Options; a tissue mask counts by its content, not its path.
-    model : ModelFolder or None
-        Its card counts as far as the stage uses it.
-    mask_sha256 : str, optional
-        Of the tissue mask that was used, where the file may be gone.
-    features_sha256 : str, optional
-        Of the features whose patches the stage "tissue" lays.
-
-    Raises
-    ------
-    ConfigError
-        If the tissue mask is not there.
-    """
-    options = _options(verb, config).model_dump(mode="json")
-    mask = options.pop("mask", None)
-    parts: list[Any] = [verb, version("wsi-pipeline"), upstream]
-    parts.append({k: v for k, v in options.items() if k not in _FREE})
-    if model:
-        card = model.card
-        parts.append(
-            {
-                "tile": card.finest_mpp,
-                "tissue": [card.selector.mpp, card.selector.patch_px],
-                "select": _selecting(config, model),
-                "segment": card.segmenter and card.segmenter.model_dump(mode="json"),
-            }.get(verb, [card.name, card.version, model_facts(model)["classes"]])
-        )
-    if mask is not None:
-        parts.append(mask_sha256 or mask_digest(Path(mask)))
-    if features_sha256 is not None and verb == "tissue":
-        parts.append({"features": features_sha256})
-    return _digest(parts)
-
-
-def _selecting(config: RunConfig, model: ModelFolder) -> Any:  # Any: JSON values
-    """What of a model decides which patches are chosen."""
-    selector = model.card.selector.model_dump(mode="json")
-    if config.select.screen == "off":
-        return selector
-    return [selector, model.card.need_screen().model_dump(mode="json")]
-
-
-def mask_digest(mask: Path) -> str:
-    """sha256 of a tissue mask.
-
-    Raises
-    ------
-    ConfigError
-        If it is not there.
-    """
-    if not mask.is_file():
-        raise ConfigError(f"{mask}: no such tissue mask")
-    return sha256_file(mask)
-
-
-def model_facts(model: ModelFolder) -> dict[str, Any]:
-    """What manifests and reports say of a model (JSON values)."""
-    card = model.card
-    return {
-        "name": card.name,
-        "version": card.version,
-        "summary": card.summary,
-        "limits": card.limits,
-        "licence": card.licence,
-        "classes": [[c.name, list(c.rgb)] for c in card.classes],
-        "selector_sha256": card.selector.sha256,
-        "segmenter_sha256": card.segmenter.sha256 if card.segmenter else None,
-    }
-
-
 def _judge(records: dict[str, StageRecord], model: ModelFolder) -> tuple[Status, str]:
     """Status of a slide whose stages all ended, and why in a sentence."""
-    if records["tissue"].facts["tissue_mm2"] == 0:
+    tiled, found = records["tile"].facts, records["tissue"].facts
+    if tiled.get("unreadable_tiles"):
+        return "degraded", (
+            f"{tiled['unreadable_tiles']} of {tiled['tiles']} tiles cannot be decoded, "
+            f"{percent(found['unreadable_share'])} of the tissue: they are unreadable "
+            "in the coverage label; copy the slide again from the scanner"
+        )
+    if found["tissue_mm2"] == 0:
         return "done", "no tissue found on the slide"
-    tiled = records["tile"].facts
     finest = min(tiled["mpp"]) * tiled["base_downsample"]
     if finest > model.card.finest_mpp * _COARSE_FACTOR:
         return "degraded", (
@@ -376,13 +296,3 @@ def _judge(records: dict[str, StageRecord], model: ModelFolder) -> tuple[Status,
             f"{model.card.finest_mpp:.3g} um/px that {model.card.name} was trained at"
         )
     return "done", ""
-
-
-def _options(verb: str, config: RunConfig) -> Options:
-    options: Options = getattr(config, verb)
-    return options
-
-
-def _digest(parts: Any) -> str:  # Any: whatever orjson can write
-    data = orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)
-    return hashlib.sha256(data).hexdigest()

@@ -29,6 +29,7 @@ def check_config(config: RunConfig, card: ModelCard) -> None:
         )
     for options in (config.select, config.segment):
         resolve_device(options.device)
-    EXPORTERS.load(config.export.format)
+    for name in config.export.formats:
+        EXPORTERS.load(name)
     if config.tissue.mask is not None and not config.tissue.mask.is_file():
         raise ConfigError(f"{config.tissue.mask}: no such file for --tissue-mask")

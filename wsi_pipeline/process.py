@@ -1,15 +1,17 @@
-"""Tells what the process may use and holds: CPUs and memory."""
+"""What a process may use and holds, CPUs and memory; how it starts others."""
 
 import ctypes
 import os
 import resource
+import signal
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from multiprocessing import active_children
 from pathlib import Path
 
 _SELF = "self"
+_STOPS = signal.SIGINT, signal.SIGTERM
 # numbers of malloc.h
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
@@ -35,6 +37,24 @@ def keep_freed_memory(block_bytes: int = 2**24) -> None:
         return
     mallopt(_MMAP_THRESHOLD, block_bytes)
     mallopt(_TRIM_THRESHOLD, min(2 * block_bytes, 2**31 - 1))
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Hold Ctrl-C and its like back while processes are started.
+
+    One that is met while it starts shows an error of its own; see `listen`.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def listen() -> None:
+    """End what a process inherits of `undisturbed`; the first thing that it does."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
 
 
 def cpu_count() -> int:

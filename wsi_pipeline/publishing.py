@@ -7,12 +7,12 @@ import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
-from glob import has_magic
+from glob import escape, has_magic
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import orjson
 
@@ -31,10 +31,12 @@ if TYPE_CHECKING:
 
 STAGING = ".staging"
 """Folder beside a result in which it is built; safe to delete when nothing runs."""
+KEPT = ".kept"
+"""How names end in there of what an interrupted run leaves to the next one."""
 
 
 @contextmanager
-def staged[P: Place](path: P) -> Iterator[P]:
+def staged[P: Place](path: P, key: str = "") -> Iterator[P]:
     """Build a file or folder aside and move it to its name when the block succeeds.
 
     Parameters
@@ -42,42 +44,92 @@ def staged[P: Place](path: P) -> Iterator[P]:
     path : Path or UPath
         The final name. What stood there is replaced in one rename (files) or moved
         aside first (folders); in a store it is removed first.
+    key : str, optional
+        Digest of all that decides the content. What is built under a key outlives a
+        kill or an interrupt, not an error, and is given to the next block with the
+        same key, to go on with. Not in a store.
 
     Yields
     ------
     Path or UPath
-        The name to write to, on the same file system; it does not exist yet. In a
-        store it is the final name: what the block writes to its folder `STAGING`
-        appears last, beside the rest, and is what announces the result.
+        The name to write to, on the same file system; it does not exist yet, unless
+        there is something to go on with. It has its folder for itself. In a store it
+        is the final name: what the block writes to its folder `STAGING` appears last,
+        beside the rest, and is what announces the result.
 
     Raises
     ------
     ExportError
         If the folder cannot be written, or nothing was written.
     """
-    inner = _staged_aside(path) if isinstance(path, Path) else _staged_there(path)
+    inner = _staged_aside(path, key) if isinstance(path, Path) else _staged_there(path)
     with inner as temporary:
         yield cast("P", temporary)
 
 
 @contextmanager
-def _staged_aside(path: Path) -> Iterator[Path]:
+def _staged_aside(path: Path, key: str) -> Iterator[Path]:
     staging = path.parent / STAGING
-    make_folder(staging)
-    temporary = staging / f"{uuid.uuid4().hex[:12]}-{path.name}"
+    room = staging / f"{path.name}.{key[:16]}{KEPT}" if key else staging / _unique()
+    _make_room(room)
+    if key:  # what was kept for another making of the same is of no use
+        for other in staging.glob(f"{escape(path.name)}.*{KEPT}"):
+            if other != room:
+                remove(other)
+    temporary = room / path.name
+    left = False
     try:
         yield temporary
         if not temporary.exists():
             raise ExportError(f"{path}: nothing was written")
         sync_tree(temporary)
         _move(temporary, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         if isinstance(error, ExportError) or error.errno is None:
             raise
         raise ExportError(f"{path}: cannot write ({error.strerror})") from error
+    except BaseException as error:
+        left = bool(key) and not isinstance(error, Exception)
+        raise
     finally:
-        remove(temporary)
+        if not left:
+            remove(room)
+        _remove_if_empty(staging)
+
+
+def _unique() -> str:
+    return uuid.uuid4().hex[:12]
+
+
+def _make_room(room: Path) -> None:
+    """Make a folder in the staging folder, which another run may remove meanwhile."""
+    while True:
+        make_folder(room.parent)
+        try:
+            room.mkdir(exist_ok=True)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise ExportError(f"{room}: cannot write ({error.strerror})") from error
+        return
+
+
+def clear_staging(folder: Path, *, finished: bool = False) -> None:
+    """Remove what killed runs left beside a folder's results.
+
+    Parameters
+    ----------
+    folder : Path
+        Its `STAGING` is cleared; nothing else may write there meanwhile.
+    finished : bool
+        Whether nothing is left to go on with, so that what was kept goes too.
+    """
+    staging = folder / STAGING
+    if staging.is_dir():
+        for leftover in staging.iterdir():
+            if finished or leftover.suffix != KEPT:
+                remove(leftover)
         _remove_if_empty(staging)
 
 
@@ -225,13 +277,13 @@ def _delete(files: Any, names: list[str]) -> None:  # Any: fsspec ships no types
 
 def discard(path: Path) -> None:
     """Make a folder disappear in one step, then delete what it held."""
+    staging = path.parent / STAGING
+    room = staging / _unique()
+    _make_room(room)
     with suppress(FileNotFoundError):
-        staging = path.parent / STAGING
-        make_folder(staging)
-        aside = staging / f"{uuid.uuid4().hex[:12]}-{path.name}"
-        path.rename(aside)
-        remove(aside)
-        _remove_if_empty(staging)
+        path.rename(room / path.name)
+    remove(room)
+    _remove_if_empty(staging)
 
 
 def printable(text: str) -> str:
@@ -252,59 +304,10 @@ def list_files(root: Path) -> Iterator[Path]:
             yield path
 
 
-class Upload:
-    """A new object that is gathered in memory until `settle` sends it.
-
-    Parameters
-    ----------
-    place : UPath
-        Its name.
-    """
-
-    def __init__(self, place: "UPath") -> None:
-        self.place = place
-        self._parts: list[bytes] = []
-
-    def write(self, data: bytes) -> None:
-        """Append bytes."""
-        self._parts.append(data)
-
-    def take(self) -> bytes:
-        """All that was written, which is then held by the caller only."""
-        data = b"".join(self._parts)
-        self._parts.clear()
-        return data
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None: ...
-
-
-def settle(files: Iterable[Path | Upload]) -> None:
-    """Flush files to the disk; send uploads to their store, all at once.
-
-    Raises
-    ------
-    ExportError
-        If the store does not take them.
-    """
-    uploads = []
-    for file in files:
-        if isinstance(file, Path):
-            _sync_folder(file)
-        else:
-            uploads.append(file)
-    if uploads:
-        place = uploads[0].place
-        with reaching(place, ExportError):
-            file_system(place).pipe({u.place.path: u.take() for u in uploads})
-
-
 def sync_tree(path: Path) -> None:
     """Flush a file, or every file and folder below a folder, to the disk."""
     for entry in (path, *path.rglob("*")) if path.is_dir() else (path,):
-        _sync_folder(entry)
+        sync_folder(entry)
 
 
 def _move(source: Path, target: Path) -> None:
@@ -322,7 +325,8 @@ def _move(source: Path, target: Path) -> None:
         source.replace(target)
 
 
-def _sync_folder(path: Path) -> None:
+def sync_folder(path: Path) -> None:
+    """Flush one file, or the names in one folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

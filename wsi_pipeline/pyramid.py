@@ -14,11 +14,12 @@ import zarr
 from numpy.typing import NDArray
 from PIL import Image
 
+from wsi_pipeline.arrays import open_array, read_box
 from wsi_pipeline.classes import NOT_COMPUTED, MaskClass
 from wsi_pipeline.errors import PyramidError
 from wsi_pipeline.geometry import Box, Level, Scale
 from wsi_pipeline.label_blocks import coarsen, count_values, write_block
-from wsi_pipeline.layout import LABEL_CHUNK_PX, LABEL_SHARD_PX, STRICT, Layout
+from wsi_pipeline.layout import LABEL_CHUNK_PX, LABEL_SHARD_PX, Layout
 from wsi_pipeline.ngff import (
     Source,
     Version,
@@ -30,9 +31,6 @@ from wsi_pipeline.ngff import (
 )
 from wsi_pipeline.places import Place, as_place, explain, remote_errors
 from wsi_pipeline.publishing import drafted, publish_bytes
-
-# What zarr and its codecs raise on a lost, cut or flipped chunk, beside OSError.
-_DAMAGE = (RuntimeError, ValueError, KeyError)
 
 
 class Multiscale:
@@ -60,6 +58,8 @@ class Multiscale:
                 Level((w, h), float(base * 2**i))
                 for i, (w, h) in enumerate(facts["level_sizes_px"])
             )
+            self.unreadable = tuple(Box(*row) for row in facts.get("unreadable", ()))
+            """Tiles of the slide that could not be decoded, level-0 pixels."""
             self._label = attributes.get("image-label")
         except remote_errors() as error:
             why = explain(path, error)
@@ -84,7 +84,7 @@ class Multiscale:
 
     def array(self, index: int) -> Any:  # Any: zarr's indexing is untyped
         """A level as an open zarr array for reading."""
-        return _open_array(self.path / str(index), "r")
+        return open_array(self.path / str(index), "r")
 
     def read_level(self, box: Box, level: int) -> NDArray[np.uint8]:
         """Read a box given on the level's own grid, clipped to it.
@@ -93,9 +93,14 @@ class Multiscale:
         -------
         (..., h, w) uint8 array
             With the size of the clipped box.
+
+        Raises
+        ------
+        PyramidError
+            If a chunk of it is lost or damaged, or was never written.
         """
         inside = self.levels[level].box.intersect(box)
-        return _read(self.array(level), inside, self.path / str(level))
+        return read_box(self.array(level), inside, self.path / str(level))
 
     def put(self, level: int, box: Box, data: NDArray[np.uint8]) -> None:
         """Write a box given on the level's own grid; whole shards only.
@@ -106,7 +111,7 @@ class Multiscale:
             If the box does not start and end at shard borders or the level's edge:
             two tasks that share a shard would lose each other's work.
         """
-        array = _open_array(self.path / str(level), "r+")
+        array = open_array(self.path / str(level), "r+")
         shard = array.shards[-1] if array.shards else array.chunks[-1]
         w, h = self.levels[level].size_px
         aligned = (
@@ -335,13 +340,6 @@ class MaskPyramid(Multiscale):
         first = layout.depth if filled else 1
         coarsen(self.levels, layout, first, workers, self.read_level, self.fill)
 
-    def read_enlarged(self, box: Box, factor: int) -> NDArray[np.uint8]:
-        """Read a box of a grid `factor` times finer than the base, pixels repeated."""
-        cover = box.scaled_down(factor)
-        rows = np.arange(box.y, box.bottom) // factor - cover.y
-        columns = np.arange(box.x, box.right) // factor - cover.x
-        return self.read_level(cover, 0)[rows[:, None], columns]
-
     def count_pixels(self) -> dict[int, int]:
         """Pixels per value on the base, 255 included, values that occur only."""
         totals = np.zeros(256, np.int64)
@@ -375,19 +373,3 @@ def create_group(path: Path, documents: Mapping[str, bytes]) -> zarr.Group:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(content)
     return zarr.open_group(path, mode="r+")
-
-
-def _open_array(path: Place, mode: Any) -> Any:  # Any: zarr's literal type, indexing
-    try:
-        return zarr.open_array(path, mode=mode, config=STRICT)
-    except remote_errors(ValueError) as error:
-        why = explain(path, error)
-        raise PyramidError(f"{path}: no array there ({why})") from error
-
-
-def _read(array: Any, box: Box, path: Place) -> NDArray[np.uint8]:
-    try:
-        return np.asarray(array[..., box.rows, box.columns])
-    except remote_errors(*_DAMAGE) as error:
-        why = explain(path, error)
-        raise PyramidError(f"{path}: damaged, {box} cannot be read: {why}") from error

@@ -1,7 +1,5 @@
 """Tissue, patches, selections and region predictions: the data that acts hand on."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -9,15 +7,12 @@ from typing import Any, Self
 import numpy as np
 import orjson
 import pyarrow as pa
-import zarr
-from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from wsi_pipeline.errors import RegionError
 from wsi_pipeline.geometry import Box, Scale
-from wsi_pipeline.layout import STRICT
 from wsi_pipeline.tables import column, read_table, write_table
 
 
@@ -306,115 +301,3 @@ class RegionPrediction:
                 f"grid must be (2, h, w) with the (h, w) of the probabilities "
                 f"{self.probabilities.shape}, got {self.grid.shape}"
             )
-
-
-class RegionStore:
-    """Region predictions on disk: a Zarr group of three arrays, one row per region.
-
-    Parameters
-    ----------
-    path : Path
-        Folder of the store (``predictions.zarr``).
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    @classmethod
-    def create(cls, path: Path, n: int, classes: int, size_px: tuple[int, int]) -> Self:
-        """Make an empty store for n regions of (w, h) nodes."""
-        group = zarr.create_group(path, zarr_format=3)
-        w, h = size_px
-        for name, shape, dtype in (
-            ("probabilities", (n, classes, h, w), "float16"),
-            ("grid", (n, 2, h, w), "float32"),
-            ("boxes", (n, 5), "int64"),
-        ):
-            whole = name == "boxes"
-            chunks = tuple(max(1, s) for s in (shape if whole else (1, *shape[1:])))
-            group.create_array(
-                name, shape=shape, dtype=dtype, chunks=chunks, config=STRICT
-            )
-        return cls(path)
-
-    def put(self, start: int, regions: Sequence[RegionPrediction]) -> None:
-        """Write consecutive regions, the first at row `start`."""
-        group = zarr.open_group(self.path, mode="r+")
-        stop = start + len(regions)
-        boxes = [[r.box.x, r.box.y, r.box.w, r.box.h, r.kind] for r in regions]
-        _array(group, "probabilities")[start:stop] = np.stack(
-            [r.probabilities for r in regions]
-        )
-        _array(group, "grid")[start:stop] = np.stack([r.grid for r in regions])
-        _array(group, "boxes")[start:stop] = np.array(boxes, dtype=np.int64)
-
-    def boxes(self) -> tuple[list[Box], NDArray[np.int64]]:
-        """All boxes, and all kinds as an (n,) int64 array."""
-        rows = self._rows("boxes", slice(None))
-        return [Box(*(int(v) for v in row[:4])) for row in rows], rows[:, 4]
-
-    def get(self, region: int) -> RegionPrediction:
-        """One region by its row.
-
-        Raises
-        ------
-        RegionError
-            If it was never written, or the store is damaged.
-        """
-        return self.read([region])[0]
-
-    def read(self, regions: Sequence[int]) -> list[RegionPrediction]:
-        """Several regions by their rows; see `get`."""
-        boxes, kinds = self.boxes()
-        with self._explained():
-            group = self._open()
-            arrays = [_array(group, name) for name in ("probabilities", "grid")]
-            columns = [[self._row(a, region) for region in regions] for a in arrays]
-        return [
-            RegionPrediction(boxes[region], values, grid, int(kinds[region]))
-            for region, values, grid in zip(regions, *columns, strict=True)
-        ]
-
-    def _row(self, array: Any, region: int) -> NDArray[Any]:
-        """A region's chunk, decoded here: in a third of the time that Zarr takes."""
-        shape = array.shape[1:]
-        file = self.path.joinpath(array.basename, "c", str(region), *"0" * len(shape))
-        data = Zstd().decode(file.read_bytes())
-        return np.frombuffer(data, array.dtype.newbyteorder("<")).reshape(shape)
-
-    def _rows(self, name: str, which: slice) -> NDArray[Any]:
-        with self._explained():
-            return np.asarray(_array(self._open(), name)[which])
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Errors of the store, with what to do about them."""
-        try:
-            yield
-        except RegionError:
-            raise
-        except (ValueError, OSError, RuntimeError) as error:
-            raise RegionError(
-                f"{self.path}: incomplete or damaged, was every region written? "
-                f"Run `wsi segment` again ({error})"
-            ) from error
-
-    def __len__(self) -> int:
-        return int(_array(self._open(), "boxes").shape[0])
-
-    def __iter__(self) -> Iterator[RegionPrediction]:
-        return (self.get(region) for region in range(len(self)))
-
-    def _open(self) -> zarr.Group:
-        try:
-            return zarr.open_group(self.path, mode="r")
-        except (OSError, ValueError) as error:
-            raise RegionError(
-                f"{self.path}: no region predictions; `wsi segment` writes them"
-            ) from error
-
-
-def _array(group: zarr.Group, name: str) -> Any:  # Any: zarr's indexing is untyped
-    # a chunk that was lost must not read as a region of probability 0
-    array: Any = group[name]
-    return array.with_config(STRICT)

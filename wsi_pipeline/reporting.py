@@ -3,7 +3,7 @@
 import csv
 import io
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +11,7 @@ from typing import Any, Literal
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.inert import cell, shown
 from wsi_pipeline.publishing import publish_bytes
 from wsi_pipeline.results import Manifest, SlideFolder
 
@@ -18,8 +19,6 @@ Status = Literal["done", "degraded", "failed", "skipped"]
 
 STATUSES: tuple[Status, ...] = ("done", "degraded", "failed", "skipped")
 """Every status a slide can have, in the order of the totals."""
-
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +98,12 @@ class SlideRow:
     pictures : tuple of str
         Which of thumbnail.png, overlay.png, attention.png, top_patches.png the folder
         holds.
-    geojson, detections : str or None
-        Names of the GeoJSON of the classes and of the patches in the folder.
+    files : tuple of (str, str)
+        What was exported to the folder: what it is, and its name.
     attention : Attention or None
         The choice among the patches.
+    unreadable_tiles : int or None
+        Tiles of the slide that could not be decoded.
     warnings : tuple of str
         Sentences that a reader should know.
 
@@ -126,9 +127,9 @@ class SlideRow:
     peak_memory_bytes: int | None = None
     folder: str | None = None
     pictures: tuple[str, ...] = ()
-    geojson: str | None = None
-    detections: str | None = None
+    files: tuple[tuple[str, str], ...] = ()
     attention: Attention | None = None
+    unreadable_tiles: int | None = None
     warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -216,7 +217,7 @@ def row_of(out: Path, manifest: Manifest, *, reused: bool) -> SlideRow:
     pictures = folder.thumbnail, folder.overlay, folder.attention, folder.top_patches
     colours = {name: tuple(rgb) for name, rgb in manifest.model.get("classes", ())}
     tile, stitch = facts.get("tile", {}), facts.get("stitch", {})
-    select, export = facts.get("select", {}), facts.get("export", {})
+    select = facts.get("select", {})
     return SlideRow(
         slide_id=manifest.slide_id,
         slide=manifest.slide,
@@ -238,11 +239,19 @@ def row_of(out: Path, manifest: Manifest, *, reused: bool) -> SlideRow:
         peak_memory_bytes=max(manifest.peak_bytes.values(), default=None),
         folder=manifest.slide_id if folder.path.is_dir() else None,
         pictures=tuple(p.name for p in pictures if shown and p.is_file()),
-        geojson=export.get("path"),
-        detections=next(iter(export.get("detections", ())), None),
+        files=tuple(_files(facts.get("export", {}))),
         attention=_attention(select) if "patches" in select else None,
+        unreadable_tiles=tile.get("unreadable_tiles"),
         warnings=(*tile.get("warnings", ()), *select.get("warnings", ())),
     )
+
+
+def _files(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What the record of the stage "export" says was written."""
+    for file in facts.get("files", ()):
+        yield file["title"], file["path"]
+    for name in facts.get("detections", ()):
+        yield "Attention for QuPath", name
 
 
 def _attention(facts: Mapping[str, Any]) -> Attention:
@@ -279,14 +288,14 @@ def _csv(rows: Sequence[SlideRow]) -> str:
     header = [
         *("slide_id", "slide", "status", "reason", "reused", "mpp_um_per_px"),
         *("mpp_source", "tissue_mm2", "examined_share", "seconds"),
-        *("peak_memory_bytes", "warnings"),
+        *("peak_memory_bytes", "unreadable_tiles", "warnings"),
         *("patches", "chosen_patches", "captured_attention"),
         *(f"area_mm2_{name}" for name, _ in classes),
         *(f"probability_{task}" for task in tasks),
     ]
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow([_cell(name) for name in header])
+    writer.writerow([cell(name) for name in header])
     for row in rows:
         areas = {area.name: area.mm2 for area in row.areas}
         choice = row.attention
@@ -295,28 +304,26 @@ def _csv(rows: Sequence[SlideRow]) -> str:
             *(row.slide_id, row.slide, row.status, row.reason),
             *("true" if row.reused else "false", row.mpp, row.mpp_source),
             *(row.tissue_mm2, row.examined_share, row.seconds, row.peak_memory_bytes),
+            row.unreadable_tiles,
             " | ".join(row.warnings),
             *(getattr(choice, key, None) for key in ("patches", "chosen", "captured")),
             *(areas.get(name) for name, _ in classes),
             *(found.get(task) for task in tasks),
         ]
-        writer.writerow([_cell(value) for value in values])
+        writer.writerow([_written(value) for value in values])
     return stream.getvalue()
 
 
-def _cell(value: str | float | None) -> str:
-    """A cell that no spreadsheet takes for a formula."""
-    if value is None:
-        return ""
-    if isinstance(value, str):
-        return f"'{value}" if value.startswith(_FORMULA) else value
-    return f"{value:.10g}" if isinstance(value, float) else str(value)
+def _written(value: str | float | None) -> str | int | None:
+    """A cell; floats in ten digits."""
+    return f"{value:.10g}" if isinstance(value, float) else cell(value)
 
 
 def _html(rows: Sequence[SlideRow], run: RunFacts) -> str:
     environment = Environment(
         loader=PackageLoader("wsi_pipeline", "."),
         autoescape=True,
+        finalize=lambda value: shown(value) if isinstance(value, str) else value,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

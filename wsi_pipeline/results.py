@@ -4,19 +4,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
-import orjson
+from pydantic import TypeAdapter, ValidationError
 
 from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.locking import Lock
 from wsi_pipeline.places import Place, list_objects, remote_errors
 from wsi_pipeline.publishing import (
+    KEPT,
+    STAGING,
+    clear_staging,
     list_files,
     make_folder,
     publish_json,
     remove,
     sha256_file,
 )
+from wsi_pipeline.repeating import put_together, split_config, split_facts
 
 Status = Literal["done", "degraded", "failed", "skipped"]
 NOTICE = "Research use only, not for diagnosis."
@@ -55,6 +60,9 @@ class StageRecord:
     peak_bytes: int = 0
 
 
+_RECORD = TypeAdapter(StageRecord)
+
+
 class SlideFolder:
     """Where a slide's results lie; only names, nothing is opened.
 
@@ -69,6 +77,9 @@ class SlideFolder:
         self.pyramid: Place = place / "slide.ome.zarr"
         self.thumbnail: Place = place / "thumbnail.png"
         self.manifest: Place = place / "manifest.json"
+        self.run: Place = place / "run.json"
+        self.crate: Place = place / "ro-crate-metadata.json"
+        self.config: Place = place / "config.toml"
 
     @property
     def slide_id(self) -> str:
@@ -109,7 +120,7 @@ class SlideFolder:
     @property
     def journal(self) -> Path:
         """What a selection that is under way has found; gone when it is published."""
-        return self.path / "selection.journal"
+        return self.path / STAGING / f"selection{KEPT}"
 
     @property
     def predictions(self) -> Path:
@@ -141,6 +152,15 @@ class SlideFolder:
         """Picture of the classes."""
         return self.path / "overlay.png"
 
+    def lock(self) -> Lock:
+        """What a run holds while it writes there; it lies beside the folder."""
+        return Lock(self.path.parent / STAGING / f"{self.slide_id}.lock")
+
+    def clear(self, *, finished: bool = False) -> None:
+        """Remove what killed runs left beside results; see `clear_staging`."""
+        for place in (self.path, self.path / "stages", self.label("")):
+            clear_staging(place, finished=finished)
+
     def prepare(self) -> None:
         """Make the folder.
 
@@ -163,9 +183,8 @@ class SlideFolder:
         """The record of a stage, or None where it has not been published."""
         file = self.place / "stages" / f"{verb}.json"
         try:
-            data = orjson.loads(file.read_bytes())
-            return StageRecord(**data)
-        except remote_errors(orjson.JSONDecodeError, TypeError, KeyError):
+            return _RECORD.validate_json(file.read_bytes())
+        except remote_errors(ValidationError):
             return None
 
     def holds(self, record: StageRecord) -> bool:
@@ -176,7 +195,8 @@ class SlideFolder:
 
     def withdraw(self, verbs: Sequence[str]) -> None:
         """Take back the manifest and the records of stages that are made anew."""
-        remove(self.manifest)
+        for place in (self.manifest, self.crate, self.run):
+            remove(place)
         for verb in reversed(verbs):
             remove(self.place / "stages" / f"{verb}.json")
 
@@ -215,6 +235,15 @@ class Manifest:
         By stage.
     files : mapping
         Relative path to ``{"size": bytes, "sha256": hex}``.
+    software : mapping
+        Versions of the packages that this one needs.
+    ended : str
+        Date and time.
+
+    Notes
+    -----
+    ``manifest.json`` holds what a second run of the same repeats to the byte; times,
+    memory, places and how the work was shared out are in ``run.json`` beside it.
     """
 
     slide_id: str
@@ -228,20 +257,38 @@ class Manifest:
     seconds: Mapping[str, float] = field(default_factory=dict)
     peak_bytes: Mapping[str, int] = field(default_factory=dict)
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    software: Mapping[str, str] = field(default_factory=dict)
+    ended: str = ""
     version: str = version("wsi-pipeline")
     notice: str = NOTICE
 
-    def publish(self, folder: SlideFolder) -> None:
-        """Write ``manifest.json``; done last, it makes the slide count as finished."""
-        publish_json(folder.manifest, asdict(self))
+    def documents(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What ``manifest.json`` and ``run.json`` hold, JSON values."""
+        same = asdict(self)
+        run = {name: same.pop(name) for name in ("seconds", "peak_bytes", "ended")}
+        same["facts"], run["facts"] = split_facts(same["facts"])
+        same["config"], run["config"] = split_config(same["config"])
+        return same, run
 
-    @classmethod
-    def load(cls, folder: SlideFolder) -> Self | None:
-        """Read ``manifest.json``; None where there is none that can be read."""
+    def publish(self, folder: SlideFolder) -> None:
+        """Write ``run.json``, then ``manifest.json``: the slide counts as finished."""
+        same, run = self.documents()
+        publish_json(folder.run, run)
+        publish_json(folder.manifest, same)
+
+    @staticmethod
+    def load(folder: SlideFolder) -> "Manifest | None":
+        """Read both files; None where one is missing or is not what it should be."""
         try:
-            return cls(**orjson.loads(folder.manifest.read_bytes()))
-        except (OSError, orjson.JSONDecodeError, TypeError):
+            same = _JSON.validate_json(folder.manifest.read_bytes())
+            run = _JSON.validate_json(folder.run.read_bytes())
+            return _MANIFEST.validate_python(put_together(same, run))
+        except (OSError, ValidationError):
             return None
+
+
+_JSON: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
+_MANIFEST = TypeAdapter(Manifest)
 
 
 def size_of(path: Place) -> int:
@@ -262,12 +309,18 @@ def size_of(path: Place) -> int:
 
 
 def checksums(folder: SlideFolder) -> dict[str, dict[str, Any]]:
-    """Size and sha256 of every file of a slide's results but the manifest."""
+    """Size and sha256 of every file of a slide's results.
+
+    But of those that tell how they were made: the manifest, what lies beside it about
+    the same run, and the records of the stages.
+    """
+    beside = folder.manifest, folder.run, folder.crate, folder.place / "stages"
+    notes = [folder.path / place.name for place in beside]
     return {
         path.relative_to(folder.path).as_posix(): {
             "size": path.stat().st_size,
             "sha256": sha256_file(path),
         }
         for path in list_files(folder.path)
-        if path != folder.manifest
+        if not any(path.is_relative_to(note) for note in notes)
     }

@@ -12,6 +12,8 @@ from wsi_pipeline.places import Place, as_place, is_url
 from wsi_pipeline.readers.discovery import find_slides, slide_id
 
 _SAMPLE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
+# run.json, slides.csv and the like lie beside the slides' folders
+_FILES = (".json", ".csv", ".html", ".groovy")
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,9 @@ def list_entries(slides: Sequence[Place | str]) -> Iterator[Entry]:
         ]
     seen: dict[str, Place] = {}
     for entry in entries:
+        if entry.skip:  # gets no folder
+            yield entry
+            continue
         # file systems that fold case would let two such slides share a folder
         other = seen.get(entry.slide_id.lower())
         if other is not None:
@@ -121,15 +126,17 @@ def read_samplesheet(path: Path) -> list[Entry]:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text; save it as 'CSV UTF-8'") from error
-    with io.StringIO(text, newline="") as stream:
-        reader = csv.DictReader(stream)
-        columns = set(reader.fieldnames or ())
-        if not {"sample", "slide"} <= columns or not columns <= known:
-            raise ConfigError(
-                f"{path}: columns are {sorted(columns)}, expected sample,slide and "
-                "optionally mpp,tissue,features,label"
-            )
-        rows = list(reader)
+    try:
+        with io.StringIO(text, newline="") as stream:
+            reader = csv.DictReader(stream)
+            columns, rows = set(reader.fieldnames or ()), list(reader)
+    except csv.Error as error:
+        raise ConfigError(f"{path}: no CSV that can be read ({error})") from error
+    if not {"sample", "slide"} <= columns or not columns <= known:
+        raise ConfigError(
+            f"{path}: columns are {sorted(columns)}, expected sample,slide and "
+            "optionally mpp,tissue,features,label"
+        )
     entries = []
     for line, row in enumerate(rows, 2):
         where = f"{path}, line {line}"
@@ -140,6 +147,11 @@ def read_samplesheet(path: Path) -> list[Entry]:
             raise ConfigError(
                 f"{where}: sample {sample!r}; expected letters, digits, '.', '_', '-', "
                 "not starting with '.'"
+            )
+        if sample.lower().endswith(_FILES):
+            raise ConfigError(
+                f"{where}: sample {sample!r} ends like a file of the results; leave "
+                "the ending out"
             )
         entries.append(
             Entry(

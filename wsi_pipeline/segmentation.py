@@ -1,5 +1,6 @@
 """Segments regions around chosen patches: Pyramid and Selection to RegionStore."""
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.config import SegmentOptions
 from wsi_pipeline.errors import ModelError
+from wsi_pipeline.filling import FilledStore
 from wsi_pipeline.geometry import Box
 from wsi_pipeline.models.cards import ModelFolder, SegmenterCard
 from wsi_pipeline.models.segmenting import (
@@ -22,11 +24,11 @@ from wsi_pipeline.models.segmenting import (
 )
 from wsi_pipeline.publishing import staged
 from wsi_pipeline.pyramid import Pyramid
+from wsi_pipeline.region_store import RegionStore
 from wsi_pipeline.regions import (
     COARSE,
     DETAIL,
     RegionPrediction,
-    RegionStore,
     Selection,
     Tissue,
 )
@@ -46,6 +48,7 @@ def segment_regions(
     *,
     progress: Callable[[int, int], None] | None = None,
     cache: Path | None = None,
+    key: str = "",
 ) -> tuple[RegionStore, dict[str, Any]]:
     """Segment regions of fixed physical size on a lattice over the slide.
 
@@ -68,6 +71,9 @@ def segment_regions(
         Called with (regions done, regions in all).
     cache : Path, optional
         File of peaks that were measured before, for planning the batch.
+    key : str, optional
+        Digest of all that decides what is found, but batch, device and precision. With
+        it, a call after a kill goes on with the regions that are whole.
 
     Returns
     -------
@@ -97,19 +103,35 @@ def segment_regions(
     with open_segmenter(model, options, side_px, cache=cache) as segmenter:
         plan = _Plan.make(pyramid, selection, tissue, segmenter, side_px, options)
         regions = plan.detail + plan.coarse
-        nodes = segmenter.nodes
-        with staged(store_path) as path:
-            store = RegionStore.create(
-                path, len(regions), segmenter.classes, (nodes, nodes)
+        with staged(store_path, key and _mixed(key, segmenter)) as path:
+            store = FilledStore(
+                path,
+                [region.box for region in regions],
+                [region.kind for region in regions],
+                segmenter.classes,
+                (segmenter.nodes, segmenter.nodes),
+                lasting=bool(key),
             )
-            done = 0
-            for part, pixels in _read_batches(pyramid, regions, segmenter.batch):
-                rows = _segment(segmenter, part, pixels)
-                store.put(done, rows)
+            parts = {
+                start: part
+                for start, part in _cut(regions, segmenter.batch)
+                if start not in store.done
+            }
+            done = len(regions) - sum(map(len, parts.values()))
+            batches = _read_batches(pyramid, list(parts.values()))
+            for start, pixels in zip(parts, batches, strict=True):
+                rows = _segment(segmenter, parts[start], pixels)
+                store.put(start, rows)
                 done += len(rows)
                 if progress is not None:
                     progress(done, len(regions))
         return RegionStore(store_path), _facts(options, segmenter, plan)
+
+
+def _mixed(key: str, segmenter: RegionSegmenter) -> str:
+    """A key, and what else decides the last digits of what the nets find."""
+    parts = (key, segmenter.batch, segmenter.device.type, segmenter.precision)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -283,23 +305,31 @@ def _starts(length: int, side: int, overlap: float, snap: int) -> tuple[int, ...
     return tuple(snap * (last * i // max(1, count - 1)) for i in range(count))
 
 
-def _read_batches(
-    pyramid: Pyramid, regions: Sequence[_Region], batch: int
-) -> Iterator[tuple[Sequence[_Region], NDArray[np.uint8]]]:
-    """Yield batches of one level each with their pixels, the next one read ahead."""
+def _cut(
+    regions: Sequence[_Region], batch: int
+) -> Iterator[tuple[int, Sequence[_Region]]]:
+    """Yield batches of one level each, with the row at which each begins."""
+    start = 0
     # detail and coarse regions lie on different levels and never share a batch
-    runs = [[r for r in regions if r.kind == kind] for kind in (DETAIL, COARSE)]
-    parts = [
-        run[i : i + batch] for run in runs for i in range(0, len(run), max(1, batch))
-    ]
+    for kind in (DETAIL, COARSE):
+        run = [region for region in regions if region.kind == kind]
+        for i in range(0, len(run), max(1, batch)):
+            yield start + i, run[i : i + batch]
+        start += len(run)
+
+
+def _read_batches(
+    pyramid: Pyramid, parts: Sequence[Sequence[_Region]]
+) -> Iterator[NDArray[np.uint8]]:
+    """Yield the pixels of batches, the next one read ahead."""
     pool = ThreadPoolExecutor(_READERS)
     try:
         ahead = [pool.submit(_read, pyramid, r) for r in parts[0]] if parts else []
-        for index, part in enumerate(parts):
+        for index in range(len(parts)):
             reads = ahead
             following = parts[index + 1] if index + 1 < len(parts) else []
             ahead = [pool.submit(_read, pyramid, r) for r in following]
-            yield part, np.stack([read.result() for read in reads])
+            yield np.stack([read.result() for read in reads])
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -4,6 +4,7 @@ The inverse is zarr's: a plain `zarr.open_array` reads what is written here.
 """
 
 import errno
+import hashlib
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Self
@@ -17,7 +18,7 @@ from wsi_pipeline.errors import PyramidError
 from wsi_pipeline.geometry import Box
 from wsi_pipeline.layout import Layout
 from wsi_pipeline.places import Place
-from wsi_pipeline.publishing import Upload
+from wsi_pipeline.written import Upload, Written
 
 _ABSENT = 2**64 - 1
 
@@ -61,16 +62,20 @@ class BlockLevel:
         self._index = np.full((across, across, 2), _ABSENT, "<u8")
         self._size_px = box.h, box.w
         self._size = 0
+        self._sha256 = hashlib.sha256()
         self._disk = disk
-        self.files: list[Path | Upload] = []
-        """Files written, for `settle` to bring home."""
+        self.files: list[Written | Upload] = []
+        """Files written, for `settle` to bring home; whole at the end of the block."""
 
     def __enter__(self) -> Self:
         if self._layout.version == "0.5":
             x, y = self._corner
             lead = "c/0" if self._layout.colours else "c"
-            self._shard = self._shard_file(
-                f"{lead}/{y // self._side}/{x // self._side}"
+            place = self._new(f"{lead}/{y // self._side}/{x // self._side}")
+            self._shard = (
+                DirectFile(place, self._disk)
+                if isinstance(place, Path)
+                else Upload(place)
             )
         return self
 
@@ -83,8 +88,19 @@ class BlockLevel:
         with self._shard:
             self._check_complete()
             index = self._index.tobytes()
-            self._shard.write(index)
-            self._shard.write(google_crc32c.value(index).to_bytes(4, "little"))
+            self._append(index)
+            self._append(google_crc32c.value(index).to_bytes(4, "little"))
+        if isinstance(self._shard, Upload):
+            self.files.append(self._shard)
+        else:
+            digest = self._sha256.hexdigest()
+            self.files.append(Written(self._shard.path, self._size, digest))
+
+    def _append(self, data: bytes) -> None:
+        self._shard.write(data)
+        if isinstance(self._shard, DirectFile):
+            self._sha256.update(data)
+        self._size += len(data)
 
     def _check_complete(self) -> None:
         """A chunk that is missing inside a shard would read as black."""
@@ -121,23 +137,23 @@ class BlockLevel:
             self._put_file(f"{y // side}/{x // side}", data)
             return
         row, column = (y - self._corner[1]) // side, (x - self._corner[0]) // side
+        data = self._codec.seal(data)
         self._index[row, column] = self._size, len(data)
-        self._shard.write(data)
-        self._size += len(data)
-
-    def _shard_file(self, key: str) -> DirectFile | Upload:
-        file = self._new(key)
-        return DirectFile(file, self._disk) if isinstance(file, Path) else file
+        self._append(data)
 
     def _put_file(self, key: str, data: bytes) -> None:
-        file = self._new(key)
-        if isinstance(file, Path):
-            file.write_bytes(data)
+        place = self._new(key)
+        if isinstance(place, Path):
+            place.write_bytes(data)
+            digest = hashlib.sha256(data).hexdigest()
+            self.files.append(Written(place, len(data), digest))
         else:
-            file.write(data)
+            upload = Upload(place)
+            upload.write(data)
+            self.files.append(upload)
 
-    def _new(self, key: str) -> Path | Upload:
-        """A new file, in a folder that is there, or a new object."""
+    def _new(self, key: str) -> Place:
+        """A new name, in a folder that is there."""
         place = self._path / key
         if isinstance(place, Path):
             if not self._path.is_dir():  # never made here: it may be another machine's
@@ -145,6 +161,4 @@ class BlockLevel:
                     errno.ENOENT, "the folder is gone, or this worker cannot see it"
                 )
             place.parent.mkdir(parents=True, exist_ok=True)
-        file = place if isinstance(place, Path) else Upload(place)
-        self.files.append(file)
-        return file
+        return place

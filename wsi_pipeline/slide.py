@@ -1,5 +1,6 @@
 """What a slide is to the rest of the package: facts about it and a way to read it."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -80,6 +81,11 @@ class SlideInfo:
     jpeg: JpegTiles | None = None
 
     @property
+    def name(self) -> str:
+        """File name, without its folder."""
+        return self.path.name
+
+    @property
     def size_px(self) -> tuple[int, int]:
         """(width, height) of level 0."""
         return self.levels[0].size_px
@@ -88,6 +94,19 @@ class SlideInfo:
     def box(self) -> Box:
         """All of level 0."""
         return self.levels[0].box
+
+    @property
+    def tile_count(self) -> int:
+        """Native tiles of level 0."""
+        (w, h), (tw, th) = self.size_px, self.tile_px
+        return -(-w // tw) * -(-h // th)
+
+    def tiles(self, box: Box) -> Iterator[Box]:
+        """Yield the native tiles of level 0 that a box touches, cut at its edge."""
+        (tw, th), whole = self.tile_px, self.box
+        for y in range(box.y // th * th, box.bottom, th):
+            for x in range(box.x // tw * tw, box.right, tw):
+                yield whole.intersect(Box(x, y, tw, th))
 
 
 class Slide(Protocol):

@@ -4,7 +4,7 @@ Each region is un-deformed at the pixels of the base, blended with its neighbour
 the likeliest class is kept. Blocks are independent of each other.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -15,7 +15,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.classes import COVERAGE_CLASSES, NOT_COMPUTED, SKIPPED, MaskClass
+from wsi_pipeline.classes import (
+    COVERAGE_CLASSES,
+    NOT_COMPUTED,
+    SKIPPED,
+    UNREADABLE,
+    MaskClass,
+)
 from wsi_pipeline.config import StitchOptions
 from wsi_pipeline.errors import RegionError
 from wsi_pipeline.geometry import Box
@@ -27,7 +33,8 @@ from wsi_pipeline.models.meshes import MIXED, NO_REGION, OFF_TISSUE
 from wsi_pipeline.process import cpu_count, keep_freed_memory
 from wsi_pipeline.publishing import discard, staged
 from wsi_pipeline.pyramid import MaskPyramid, Pyramid
-from wsi_pipeline.regions import COARSE, DETAIL, RegionPrediction, RegionStore, Tissue
+from wsi_pipeline.region_store import RegionStore
+from wsi_pipeline.regions import COARSE, DETAIL, RegionPrediction, Tissue
 
 Progress = Callable[[int, int], None]
 
@@ -42,7 +49,8 @@ class Stitched:
     Parameters
     ----------
     masks : MaskPyramid
-        0..K, and 255 on tissue that no region covers.
+        0..K, and 255 on tissue that no region covers and on tiles of the slide that
+        could not be decoded.
     pixels, coverage : dict of int to int
         Pixels of the base per value of the mask, and of its coverage label.
     """
@@ -135,6 +143,10 @@ def stitch_masks(
             tissue,
             classes,
             pyramid.levels[0].downsample,
+            _base_edges(
+                tile.scaled_down(pyramid.levels[0].downsample)
+                for tile in pyramid.unreadable
+            ),
             labels,
             str(resolve_device(options.device)),
         )
@@ -180,15 +192,27 @@ def _edges(pyramid: Pyramid, store: RegionStore) -> NDArray[np.int64]:
             f"{COARSE}; was every region written? `wsi segment` writes them"
         )
     factor = int(pyramid.levels[0].downsample)
-    edges = np.array([(b.x, b.y, b.right, b.bottom) for b in boxes], np.int64).reshape(
-        -1, 4
-    )
+    edges = _base_edges(boxes)
     if (edges % factor).any():
         raise RegionError(
             f"{store.path}: regions must start and end at multiples of {factor} "
             f"level-0 px, the pixels of {pyramid.path}'s base"
         )
     return edges // factor
+
+
+def _base_edges(boxes: Iterable[Box]) -> NDArray[np.int64]:
+    """(n, 4) left, top, right, bottom of boxes."""
+    rows = [(box.x, box.y, box.right, box.bottom) for box in boxes]
+    return np.array(rows, np.int64).reshape(-1, 4)
+
+
+def _touching(edges: NDArray[np.int64], box: Box) -> NDArray[np.int64]:
+    """Which of (n, 4) edges share pixels with a box."""
+    left, top, right, bottom = edges.T
+    hit = (left < box.right) & (right > box.x)
+    hit &= (top < box.bottom) & (bottom > box.y)
+    return np.flatnonzero(hit)
 
 
 def _run(
@@ -217,13 +241,18 @@ def _run(
 
 @dataclass(frozen=True)
 class _Stitcher:
-    """What every block needs; `edges` as of `_edges`, labels as of `stitch_masks`."""
+    """What every block needs; labels as of `stitch_masks`.
+
+    `edges` are those of regions, `unreadable` those of tiles that could not be decoded:
+    (n, 4) left, top, right, bottom in pixels of the base.
+    """
 
     store: RegionStore
     edges: NDArray[np.int64]
     tissue: Tissue
     classes: Sequence[MaskClass]
     downsample: float
+    unreadable: NDArray[np.int64]
     labels: Sequence[MaskPyramid]
     device: str
 
@@ -241,20 +270,30 @@ class _Stitcher:
         names[: len(self.classes)] = [kind.value for kind in self.classes]
         names[[OFF_TISSUE, NO_REGION]] = 0, NOT_COMPUTED
         cv2.LUT(best, names, best)
+        lost = self._unreadable(block)
+        for tile in lost:
+            best[tile.rows, tile.columns] = NOT_COMPUTED
+            kinds[tile.rows, tile.columns] = UNREADABLE
         counts = [mask.fill(0, block, best), coverage.fill(0, block, kinds)]
         for label in confidence:
             part = block.scaled_down(CONFIDENCE_STEP)
             best, kinds, sure = np.full((3, part.h, part.w), NO_REGION, np.uint8)
             blender.choose(Raster(part, CONFIDENCE_STEP), best, kinds, sure)
+            for tile in lost:
+                small = tile.scaled_down(CONFIDENCE_STEP)
+                sure[small.rows, small.columns] = NOT_COMPUTED
             label.fill(0, part, sure)
         return np.array(counts)
 
+    def _unreadable(self, block: Box) -> list[Box]:
+        """Parts of a block that could not be decoded, from its corner."""
+        rows = self.unreadable[_touching(self.unreadable, block)].tolist()
+        tiles = [Box(x, y, right - x, bottom - y) for x, y, right, bottom in rows]
+        return [tile.intersect(block).shift(-block.x, -block.y) for tile in tiles]
+
     def _regions(self, box: Box) -> list[RegionPrediction]:
         """The regions that share pixels with a box of the base, checked."""
-        left, top, right, bottom = self.edges.T
-        hit = (left < box.right) & (right > box.x)
-        hit &= (top < box.bottom) & (bottom > box.y)
-        which = np.flatnonzero(hit).tolist()
+        which = _touching(self.edges, box).tolist()
         found = self.store.read(which)
         _check(found, self.classes, self.store.path)
         return [

@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from wsi_pipeline.inert import shown
 from wsi_pipeline.places import Place
-from wsi_pipeline.publishing import printable
 
 if TYPE_CHECKING:
-    from wsi_pipeline.batch import BatchResult, Outcome
+    from wsi_pipeline.outcomes import BatchResult, Outcome
     from wsi_pipeline.slide import SlideInfo
 
 _COLOURS = {"done": "green", "degraded": "yellow", "failed": "red", "skipped": "dim"}
@@ -58,16 +58,14 @@ class Terminal(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a line that an act logs."""
-        line = printable(" ".join(record.getMessage().split()))
+        line = shown(" ".join(record.getMessage().split()))
         self.console.print(f"  {line}", markup=False, highlight=False)
 
     def started(self, number: int, total: int, path: Place) -> None:
         """Announce a slide of a batch."""
         self._stage = ""
         if not self.console.is_terminal:
-            self.console.print(
-                f"[{number}/{total}] {printable(str(path))}", markup=False
-            )
+            self.console.print(f"[{number}/{total}] {shown(str(path))}", markup=False)
 
     def stage(self, stage: str, done: int, total: int) -> None:
         """Show how far a stage is."""
@@ -93,23 +91,24 @@ class Terminal(logging.Handler):
         reason = f": {manifest.reason}" if manifest.reason else ""
         self.console.print(
             f"[{colour}]{manifest.status:>9}[/]{kept} "
-            f"{escape(manifest.slide)}{escape(reason)}"
+            f"{escape(shown(manifest.slide + reason))}"
         )
 
     def summary(self, result: "BatchResult", out: Path) -> None:
         """Count the outcomes and name the report."""
+        told = f"report: {shown(str(out / 'report.html'))}"
         counts = ", ".join(
             f"{result.count(status)} {status}"
             for status in _COLOURS
             if result.count(status)
         )
-        self.console.print(f"{counts or 'no slides'}; report: {out / 'report.html'}")
+        self.console.print(f"{counts or 'no slides'}; {told}", markup=False)
 
 
 def slide_facts(info: "SlideInfo") -> dict[str, Any]:
     """Facts of a slide for people and machines, in reading order."""
     facts: dict[str, Any] = {
-        "slide": printable(str(info.path)),
+        "slide": shown(str(info.path)),
         "backend": info.backend,
         "vendor": info.vendor,
         "compression": info.compression,

@@ -1,5 +1,6 @@
 """The verbs around the pipeline: evaluate, synth, demo, report, check; and train."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -9,12 +10,15 @@ from wsi_pipeline.annotation_verbs import annotations
 from wsi_pipeline.arguments import Json, Seed
 from wsi_pipeline.console import print_json, terminal_of
 from wsi_pipeline.evaluate_verbs import evaluate
+from wsi_pipeline.inert import shown
 from wsi_pipeline.train_verbs import train
+from wsi_pipeline.verify_verbs import verify
 
 tools = typer.Typer()
 tools.add_typer(train, name="train")
 tools.add_typer(evaluate, name="evaluate")
 tools.add_typer(annotations, name="annotations")
+tools.command()(verify)
 
 
 @tools.command()
@@ -96,9 +100,32 @@ def report(
     out: Annotated[Path, typer.Argument(help="Results folder of `wsi run`.")],
 ) -> None:
     """Write slides.csv and report.html anew from the manifests."""
-    from wsi_pipeline.batch import rewrite_report
+    from wsi_pipeline.run_files import rewrite_report
 
     print(rewrite_report(out))
+
+
+@tools.command()
+def doctor(
+    folder: Annotated[
+        Path, typer.Argument(help="Where results are to go; else this folder.")
+    ] = Path(),
+    as_json: Json = False,
+) -> None:
+    """Look at this machine: versions known to be safe, memory, disk, GPU, compiler.
+
+    Asks nothing of the network. Exit codes: 0 slides can be run; 1 something is wrong.
+    """
+    from wsi_pipeline.doctor import examine, exit_code
+
+    findings = examine(folder)
+    if as_json:
+        print_json([asdict(finding) for finding in findings])
+    else:
+        for one in findings:
+            cure = f"  -> {one.cure}" if one.cure else ""
+            print(shown(f"{one.level:>7}  {one.name}: {one.found}{cure}"))
+    raise typer.Exit(exit_code(findings))
 
 
 @tools.command("check-geojson")
@@ -130,5 +157,5 @@ def check_geojson_verb(
         print_json([verdict.to_json() for verdict in verdicts])
     else:
         for verdict in verdicts:
-            print("\n".join(verdict.lines()))
+            print("\n".join(map(shown, verdict.lines())))
     raise typer.Exit(worst(verdicts))

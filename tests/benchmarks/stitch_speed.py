@@ -36,7 +36,8 @@ from wsi_pipeline.models.sampling import to_unit
 from wsi_pipeline.ngff import Source
 from wsi_pipeline.process import peak_resident_bytes
 from wsi_pipeline.pyramid import MaskPyramid, Pyramid
-from wsi_pipeline.regions import RegionPrediction, RegionStore, Tissue
+from wsi_pipeline.region_store import RegionStore
+from wsi_pipeline.regions import DETAIL, RegionPrediction, Tissue
 from wsi_pipeline.segmentation import Lattice
 from wsi_pipeline.stitching import stitch_masks
 
@@ -110,7 +111,11 @@ def make_predictions(folder: Path, side: int) -> float:
     _, grids = learned_grid(NODES, 4, "cpu")
     glands = make_field(side)
     store = RegionStore.create(
-        folder / "predictions.zarr", len(boxes), len(CLASSES), (NODES, NODES)
+        folder / "predictions.zarr",
+        boxes,
+        [DETAIL] * len(boxes),
+        len(CLASSES),
+        (NODES, NODES),
     )
     pure = []
     for start in range(0, len(boxes), 16):

@@ -23,7 +23,9 @@ Overlap = Literal["last", "smallest", "listed"]
 or the one whose class comes later in the class map, else in the list of classes.
 """
 OVERLAPS: tuple[Overlap, ...] = get_args(Overlap)
-LEFT_OUT = ("Region*", *(kind.name for kind in COVERAGE_CLASSES))
+REGION = "Region*"
+"""QuPath's class for what is only outlined, never filled."""
+LEFT_OUT = (REGION, *(kind.name for kind in COVERAGE_CLASSES))
 """Classes that QuPath and this package draw and that are nobody's finding."""
 
 

@@ -17,16 +17,22 @@ _ZIP_MAGIC = b"PK"
 _PIECE_BYTES = 1 << 20
 
 
-def read_pieces(path: Path) -> Iterator[bytes]:
+def read_pieces(path: Path, most_bytes: int | None = None) -> Iterator[bytes]:
     """Yield the content of a file in pieces of 1 MiB; gzip and zip are unpacked.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    most_bytes : int, optional
+        Refuse more, unpacked; left out, 1 GiB.
 
     Raises
     ------
     RegionError
-        If it cannot be read, is larger than 1 GiB when it is unpacked, or a zip of
-        several files.
+        If it cannot be read, is larger than that, or a zip of several files.
     """
-    left = MAX_BYTES
+    left = MAX_BYTES if most_bytes is None else most_bytes
     try:
         with path.open("rb") as raw, _unpacked(raw, path) as stream:
             while piece := stream.read(_PIECE_BYTES):

@@ -1,6 +1,7 @@
 """Moves a drawing from the frame of the program that wrote it to a slide's level 0."""
 
 from dataclasses import replace
+from pathlib import PurePath
 from typing import Literal, Protocol, get_args
 
 import numpy as np
@@ -17,6 +18,11 @@ px, as HALO was seen to count on MIRAX slides (dlup, ``from_halo_xml``).
 """
 FRAMES: tuple[Frame, ...] = get_args(Frame)
 _HALO_TILE_PX = 256
+_HALO_FRAMES: dict[str, Frame] = {".mrxs": "halo", ".tif": "level0", ".tiff": "level0"}
+"""Where HALO starts to count, by kind of slide. Bounds of a plain TIFF are OpenSlide's
+own: it leaves out missing tiles, which other programs show. Of Leica's and Argos's
+slides, the others with bounds, nobody has told.
+"""
 
 
 def check_frame(text: str) -> Frame:
@@ -35,6 +41,11 @@ def check_frame(text: str) -> Frame:
 
 class Extent(Protocol):
     """What placing asks of a slide: `SlideInfo` and `Source` have it."""
+
+    @property
+    def name(self) -> str:
+        """File name, without its folder."""
+        ...
 
     @property
     def size_px(self) -> tuple[int, int]:
@@ -63,16 +74,14 @@ def find_offset(
     Raises
     ------
     RegionError
-        If the file states the size of its frame and the slide has another, or the
-        format's frame is not known and would make a difference.
+        If the file states the size of its frame and the slide has another, or HALO's
+        frame is not known for this kind of slide and would make a difference.
     """
     whole = Box(0, 0, *slide.size_px) if slide else Box(0, 0, 0, 0)
     scan = slide.bounds.intersect(whole) if slide else whole
     corner = scan.x, scan.y
     if frame != "auto":
-        tile = _HALO_TILE_PX if frame == "halo" else 1
-        x, y = (0, 0) if frame == "level0" else corner
-        return x - x % tile, y - y % tile
+        return _corner_of(frame, corner)
     if slide and drawing.size_px:
         places = {(scan.w, scan.h): corner, slide.size_px: (0, 0)}
         if drawing.size_px not in places:
@@ -83,12 +92,25 @@ def find_offset(
         return drawing.offset_px or places[drawing.size_px]
     if drawing.offset_px:
         return drawing.offset_px
-    if drawing.frame is None and corner != (0, 0):
+    if drawing.frame is not None:
+        return _corner_of(drawing.frame, corner)
+    if slide is None or corner == (0, 0):
+        return 0, 0
+    kind = PurePath(slide.name).suffix.lower()
+    if kind not in _HALO_FRAMES:
         raise RegionError(
             f"the scan's bounds start at {corner} and it is not known whether HALO "
-            "counts from there; say so by a frame: halo, qupath or level0"
+            f"counts from there on {kind} slides; say so by a frame: halo, qupath or "
+            "level0"
         )
-    return corner if drawing.frame == "qupath" else (0, 0)
+    return _corner_of(_HALO_FRAMES[kind], corner)
+
+
+def _corner_of(frame: Frame, corner: tuple[int, int]) -> tuple[int, int]:
+    """Where a frame starts on a slide whose bounds start at a corner."""
+    tile = _HALO_TILE_PX if frame == "halo" else 1
+    x, y = (0, 0) if frame == "level0" else corner
+    return x - x % tile, y - y % tile
 
 
 def move(drawing: Drawing, offset_px: tuple[int, int]) -> list[Annotation]:

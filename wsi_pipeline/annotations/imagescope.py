@@ -52,7 +52,7 @@ def read_imagescope(root: Element, path: Path) -> Drawing:
     Drawing
         The class is the layer's name; where it has none, the name or value of its
         first attribute; where that is empty too, the region's own text. HALO's frame
-        is not known for slides with bounds.
+        depends on the slide.
 
     Raises
     ------

@@ -46,7 +46,7 @@ class Drawing:
         In the order of the file, children after their parents.
     frame : "qupath", "level0" or None
         Where the program that wrote it starts to count: at the corner of the scan's
-        bounds, at that of level 0, or, None, not known for slides with bounds.
+        bounds, at that of level 0, or, None, in HALO: it depends on the slide.
     offset_px : tuple of int, optional
         x, y to add for level-0 pixels, where the file itself states them.
     size_px : tuple of int, optional

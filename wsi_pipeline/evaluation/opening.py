@@ -15,6 +15,7 @@ from wsi_pipeline.annotations import (
 from wsi_pipeline.annotations.classing import (
     IGNORE,
     LEFT_OUT,
+    REGION,
     ClassMap,
     Overlap,
     class_areas,
@@ -22,10 +23,9 @@ from wsi_pipeline.annotations.classing import (
 from wsi_pipeline.annotations.frames import Frame, find_offset, move
 from wsi_pipeline.annotations.painting import Areas
 from wsi_pipeline.classes import (
+    ACCOUNTED_FOR,
     COVERAGE_CLASSES,
     NOT_COMPUTED,
-    SKIPPED,
-    UNREADABLE,
     MaskClass,
 )
 from wsi_pipeline.errors import ConfigError, PyramidError, RegionError
@@ -39,7 +39,9 @@ from wsi_pipeline.results import SlideFolder
 
 _GROUND = MaskClass(0, "Background", (255, 255, 255))
 _GREY = (128, 128, 128)
-_UNSEEN = tuple(COVERAGE_CLASSES[value].name for value in (SKIPPED, UNREADABLE))
+_UNSEEN = tuple(
+    kind.name for kind in COVERAGE_CLASSES if kind.value not in ACCOUNTED_FOR
+)
 
 
 @dataclass(frozen=True)
@@ -102,17 +104,23 @@ def open_prediction(
     drawing = read_drawing(path)
     source = slide or _stated_source(path, drawing)
     drawn = move(drawing, find_offset(drawing, source))
-    unseen = [one for one in drawn if one.class_name in _UNSEEN]
-    found = [one for one in drawn if one.class_name not in _UNSEEN]
+    unseen = [one for one in drawn if _is_unseen(one)]
+    found = [one for one in drawn if not _is_unseen(one)]
     classes = _classes_of(found, (_GROUND,), options.class_map, named=True)
     areas = _areas(path, found, classes, options)
     # the last ones win: what was not looked at lies over everything
-    blind = class_areas(unseen, (), ClassMap(tuple((n, IGNORE) for n in _UNSEEN)))
+    ignored = ClassMap(tuple((name, IGNORE) for name in (*_UNSEEN, REGION)))
+    blind = class_areas(unseen, (), ignored)
     both = Areas(
         np.concatenate([areas.geometries, blind.geometries]),
         np.concatenate([areas.values, blind.values]),
     )
     return DrawnView(path, source, classes, both)
+
+
+def _is_unseen(one: Annotation) -> bool:
+    """Whether an area is what the prediction says it did not look at."""
+    return (one.name if one.class_name == REGION else one.class_name) in _UNSEEN
 
 
 def open_truth(path: Path, predicted: MaskView, options: DrawnOptions) -> MaskView:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from wsi_pipeline.evaluation.cohort import CohortScores, Interval
+from wsi_pipeline.inert import cell, markdown_cell, shown
 from wsi_pipeline.publishing import make_folder, publish_bytes, publish_json
 
 _UM2_PER_MM2 = 1e6
@@ -39,7 +40,8 @@ def publish_scores(folder: Path, scores: CohortScores) -> None:
         ("regions.csv", _region_rows(scores)),
     ):
         buffer = io.StringIO()
-        csv.writer(buffer, lineterminator="\n").writerows(rows)
+        writer = csv.writer(buffer, lineterminator="\n")
+        writer.writerows([cell(value) for value in row] for row in rows)
         publish_bytes(folder / name, buffer.getvalue().encode())
 
 
@@ -57,7 +59,7 @@ def markdown(scores: CohortScores) -> Iterator[str]:
         for row in scores.rows():
             areas = row.areas
             cells = (
-                areas.kind.name,
+                markdown_cell(areas.kind.name),
                 str(row.slides),
                 f"{row.dice:.3f}",
                 _between(row.dice_interval).strip(" ()"),
@@ -76,15 +78,16 @@ def markdown(scores: CohortScores) -> Iterator[str]:
     if len(scores.slides) > 1:
         names = [row.areas.kind.name for row in scores.rows()]
         yield ""
-        yield f"| Dice of | mIoU | computed | {' | '.join(names)} |"
+        heads = " | ".join(map(markdown_cell, names))
+        yield f"| Dice of | mIoU | computed | {heads} |"
         yield "|---|--:|--:|" + "--:|" * len(names)
         for slide in scores.slides:
             own = slide.scores
             reached = (f"{own.dice[n]:.3f}" if n in own.dice else "" for n in names)
             told = f"{own.miou:.3f}", f"{own.computed_share:.0%}", *reached
-            yield f"| {slide.pair.name} | {' | '.join(told)} |"
+            yield f"| {markdown_cell(slide.pair.name)} | {' | '.join(told)} |"
     for out in scores.left_out:
-        yield f"left out: {out.name}: {out.reason}"
+        yield f"left out: {shown(out.name)}: {shown(out.reason)}"
 
 
 def _class_rows(scores: CohortScores) -> Iterator[Iterable[object]]:

@@ -1,72 +1,41 @@
 """Writes masks in formats that other programs read; one row per format."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from wsi_pipeline.config import ExportOptions
-from wsi_pipeline.errors import ExportError
-from wsi_pipeline.exporters.joining import Traced
+from wsi_pipeline.errors import ExportError, UnknownNameError
+from wsi_pipeline.exporters.accounts import ClassArea
+from wsi_pipeline.exporters.exporter import Export, Exporter
 from wsi_pipeline.exporters.labels import LabelSource
-from wsi_pipeline.exporters.objects import ClassCount, Objects
-from wsi_pipeline.exporters.pieces import Rules
-from wsi_pipeline.exporters.placing import place
-from wsi_pipeline.exporters.polygons import trace_objects
+from wsi_pipeline.exporters.scores import PatchScores
 from wsi_pipeline.exporters.sheet import Frame, Sheet, packed_name
 from wsi_pipeline.process import cpu_count
 from wsi_pipeline.publishing import staged
 from wsi_pipeline.pyramid import MaskPyramid
+from wsi_pipeline.regions import Selection
 from wsi_pipeline.registry import Registry
 
+__all__ = [
+    "EXPORTERS",
+    "ClassArea",
+    "ExportSummary",
+    "Exporter",
+    "export_masks",
+    "exporter_for",
+]
+
 EXPORTERS = Registry(
-    "export format", {"geojson": "wsi_pipeline.exporters.geojson:write_geojson"}
+    "export format",
+    {
+        "geojson": "wsi_pipeline.exporters.geojson:GEOJSON",
+        "geoparquet": "wsi_pipeline.exporters.geoparquet:GEOPARQUET",
+        "ometiff": "wsi_pipeline.exporters.ometiff:OME_TIFF",
+        "csv": "wsi_pipeline.exporters.areas:AREAS",
+    },
 )
-
-
-@dataclass(frozen=True)
-class ClassArea:
-    """Area of one class in the mask and in the file.
-
-    What is written is the area in the mask, less what was dropped and what lies outside
-    the frame, and with what was filled and what simplification changed.
-
-    Parameters
-    ----------
-    value, name
-        The class.
-    pixels : int
-        Pixels of the mask's base.
-    area_um2 : float
-        Their area.
-    written_um2 : float
-        Area of the outlines in the file.
-    dropped_um2 : float
-        Area of the objects left out because they are small.
-    filled_um2 : float
-        Area of the holes filled because they are small.
-    simplified_um2 : float
-        Area that simplification added, below 0 where it took some away.
-    outside_um2 : float
-        Area of outlines beyond the edge of the frame.
-    objects, dropped_objects, filled_holes : int
-        Objects in the file, objects left out because they are small, holes filled.
-    """
-
-    value: int
-    name: str
-    pixels: int
-    area_um2: float
-    written_um2: float
-    dropped_um2: float
-    filled_um2: float
-    simplified_um2: float
-    outside_um2: float
-    objects: int
-    dropped_objects: int
-    filled_holes: int
+_PACKED = (".gz", ".zip")
 
 
 @dataclass(frozen=True)
@@ -77,6 +46,8 @@ class ExportSummary:
     ----------
     path : Path
         The file, ".gz" or ".zip" included.
+    title : str
+        What it is.
     objects : int
         Objects in the file.
     frame : str
@@ -88,6 +59,7 @@ class ExportSummary:
     """
 
     path: Path
+    title: str
     objects: int
     frame: str
     offset_px: tuple[int, int]
@@ -102,26 +74,39 @@ def export_masks(
     slide_id: str,
     run: Mapping[str, str] | None = None,
     confidence: MaskPyramid | None = None,
+    selection: Selection | None = None,
+    coverage: MaskPyramid | None = None,
+    tissue_mm2: float | None = None,
     workers: int = 0,
 ) -> ExportSummary:
-    """Write the objects of a mask to a file.
+    """Write a mask, or its objects, to a file in the format that its name ends with.
 
     Parameters
     ----------
     masks : MaskPyramid
         Its base is exported; 0 and 255 are no objects.
     path : Path
-        File to publish; ".gz" or ".zip" is added as the options say.
+        File to publish: .geojson, .parquet, .ome.tif or .csv. To the first, ".gz" or
+        ".zip" is added as the options say.
     options : ExportOptions
-        Format, simplification, smallest sizes, frame.
+        Simplification, smallest sizes, frame. Label images and areas are those of the
+        whole level 0, unsimplified.
     slide_id : str
         Name of the slide in the results; part of the objects' ids.
     run : mapping of str to str, optional
         Short facts (model, version) to write with every object; part of the ids.
     confidence : MaskPyramid, optional
-        Label of 254 * probability on the same grid, for the mean per object.
+        Label of 254 * probability on the same grid, or one so many times coarser, for
+        the mean and the highest per object.
+    selection : Selection, optional
+        The slide's patches, for the selection score per object: the highest score of
+        a patch that was examined and overlaps it.
+    coverage : MaskPyramid, optional
+        Label of what was done to each pixel, for outlines of what has no result.
+    tissue_mm2 : float, optional
+        Area of the slide's tissue, for the shares in a table of areas.
     workers : int
-        Threads that trace; 0 = one per CPU. The file is the same for any.
+        Threads; 0 = one per CPU. The file is the same for any.
 
     Returns
     -------
@@ -130,23 +115,18 @@ def export_masks(
     Raises
     ------
     UnknownNameError
-        If the table has no such format.
+        If the table has no such format; the message lists the endings.
     ExportError
-        If the mask holds a value that is no class, the confidence label lies on
+        If a label holds a value that is no class, the confidence label lies on
         another grid, or the file cannot be written.
-
-    Notes
-    -----
-    Memory: see `trace_objects`; what is complete goes to the disk. Neighbours share
-    their borders after simplification, too.
     """
-    write = EXPORTERS.load(options.format)
+    row = exporter_for(path)
     if confidence is not None and not _lie_together(confidence, masks):
         raise ExportError(
             f"{confidence.path}: its base has {confidence.levels[0].size_px} px, "
             f"{masks.path} has {masks.levels[0].size_px} px; stitch them together"
         )
-    frame = Frame.of(options.frame, masks.source)
+    frame = Frame.of(row.frame or options.frame, masks.source)
     sheet = Sheet(
         slide_id,
         frame,
@@ -157,19 +137,37 @@ def export_masks(
         options.objects,
         options.group,
     )
-    path = packed_name(path, options)
-    traced = trace_objects(
-        LabelSource(masks, confidence),
-        masks.levels[0].box,
-        _rules(masks, options),
-        workers=workers or cpu_count(),
-    )
-    account = _Account(masks, frame)
-    with staged(path) as temporary, closing(traced):
-        write(temporary, account.placed(traced), sheet)
-    classes = account.classes()
+    if row.is_packed:
+        path = packed_name(path, options)
+    scores = None
+    if selection is not None:
+        scores = PatchScores.of(selection, masks.levels[0].downsample)
+    source = LabelSource(masks, confidence, scores)
+    workers = workers or cpu_count()
+    export = Export(masks, source, options, sheet, workers, tissue_mm2, coverage)
+    with staged(path) as temporary:
+        classes = row.write(temporary, export)
     count = sum(kind.objects for kind in classes)
-    return ExportSummary(path, count, frame.name, frame.offset_px, classes)
+    return ExportSummary(path, row.title, count, frame.name, frame.offset_px, classes)
+
+
+def exporter_for(path: Path) -> Exporter:
+    """The row of the table for a file, by the ending of its name.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is none.
+    """
+    name = path.with_suffix("").name if path.suffix in _PACKED else path.name
+    rows: list[Exporter] = [EXPORTERS.load(known) for known in EXPORTERS.names()]
+    for row in rows:
+        if name.endswith(row.ending) and (row.is_packed or name == path.name):
+            return row
+    raise UnknownNameError(
+        f"{path}: no such export format; names end with: "
+        f"{', '.join(row.ending for row in rows)}"
+    )
 
 
 def _lie_together(coarser: MaskPyramid, masks: MaskPyramid) -> bool:
@@ -180,78 +178,3 @@ def _lie_together(coarser: MaskPyramid, masks: MaskPyramid) -> bool:
         -(-w // factor),
         -(-h // factor),
     )
-
-
-def _rules(masks: MaskPyramid, options: ExportOptions) -> Rules:
-    """The options in pixels of the mask."""
-    pixel_um2 = masks.scale.area_um2
-    # 1e-9 px absorbs the rounding of an area that is a whole number of pixels
-    least = int(np.ceil(options.min_area_um2 / pixel_um2 - 1e-9))
-    return Rules(
-        max(1, least),
-        options.min_hole_um2 / pixel_um2,
-        options.simplify_um / masks.scale.mean,
-    )
-
-
-class _Account:
-    """Places objects in the file's frame and keeps account of their areas."""
-
-    def __init__(self, masks: MaskPyramid, frame: Frame) -> None:
-        self._masks, self._frame = masks, frame
-        self._tally = np.zeros((256, 6), np.int64)
-        # um2 before the cut, um2 and objects in the file
-        self._sums = np.zeros((256, 3))
-
-    def placed(self, traced: Iterable[Traced]) -> Iterator[Objects]:
-        """Objects as they are written."""
-        downsample = self._masks.levels[0].downsample
-        for batch in traced:
-            self._tally += batch.tally
-            self._check_values()
-            self._add(0, batch.objects, self._masks.scale.area_um2)
-            for objects in place(batch.objects, downsample, self._frame):
-                self._add(1, objects, self._masks.source.scale.area_um2)
-                yield objects
-
-    def _add(self, column: int, objects: Objects, pixel_um2: float) -> None:
-        areas = objects.outlines.areas() * pixel_um2
-        np.add.at(self._sums[:, column], objects.value, areas)
-        np.add.at(self._sums[:, 2], objects.value, column)
-
-    def _check_values(self) -> None:
-        known = {kind.value for kind in self._masks.classes}
-        strange = sorted(set(np.flatnonzero(self._tally[:, 0]).tolist()) - known)
-        if strange:
-            raise ExportError(
-                f"{self._masks.path}: values {strange} are no classes of the mask; "
-                f"expected {sorted(known)} or 255"
-            )
-
-    def classes(self) -> tuple[ClassArea, ...]:
-        """Every class but the background."""
-        return tuple(
-            self._class_area(kind.value, kind.name)
-            for kind in self._masks.classes
-            if kind.value
-        )
-
-    def _class_area(self, value: int, name: str) -> ClassArea:
-        count = ClassCount(value, *self._tally[value].tolist())
-        traced, written, objects = self._sums[value].tolist()
-        pixel_um2 = self._masks.scale.area_um2
-        kept = count.pixels - count.dropped_pixels + count.filled_pixels
-        return ClassArea(
-            value,
-            name,
-            count.pixels,
-            count.pixels * pixel_um2,
-            written,
-            count.dropped_pixels * pixel_um2,
-            count.filled_pixels * pixel_um2,
-            traced - kept * pixel_um2,
-            traced - written,
-            int(objects),
-            count.dropped_objects,
-            count.filled_holes,
-        )

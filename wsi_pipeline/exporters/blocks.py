@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.classes import CERTAIN
 from wsi_pipeline.exporters.corners import DOWN, Corners, find_corners
+from wsi_pipeline.exporters.measuring import Layers, Measured
 from wsi_pipeline.exporters.objects import Objects, tally_objects
 from wsi_pipeline.exporters.outlines import (
     Ints,
@@ -30,14 +30,13 @@ from wsi_pipeline.geometry import Box
 
 Pixels = NDArray[np.uint8]
 Flags = NDArray[np.bool_]
-Floats = NDArray[np.float64]
 _MOST_CORNERS = 2**20  # of a block: 300 MB; one of noise is traced in quarters
 
 
 def trace_block(
     box: Box,
     pixels: Pixels,
-    confidence: Pixels | None,
+    layers: Layers,
     rules: Rules,
     stride: int,
 ) -> Iterator[BlockTrace]:
@@ -49,8 +48,8 @@ def trace_block(
         Of the mask.
     pixels : (h + 2, w + 2) uint8 array
         The block and the pixels around it; 0 is no object.
-    confidence : (h, w) uint8 array or None
-        254 * probability.
+    layers : Layers
+        What is measured there.
     rules : Rules
     stride : int
         Corners in a row of the mask: its width + 1.
@@ -66,14 +65,13 @@ def trace_block(
     """
     corners = find_corners(pixels, _MOST_CORNERS)
     if corners is not None:
-        yield _Tracer(box, pixels, corners, confidence, rules, stride).trace()
+        yield _Tracer(box, pixels, corners, layers, rules, stride).trace()
         return
     half = -(-max(box.w, box.h) // 2)
     for part in Box(0, 0, box.w, box.h).blocks(half):
         around = pixels[part.y : part.bottom + 2, part.x : part.right + 2]
-        sure = None if confidence is None else confidence[part.rows, part.columns]
         place = part.shift(box.x, box.y)
-        yield from trace_block(place, around.copy(), sure, rules, stride)
+        yield from trace_block(place, around.copy(), layers.crop(part), rules, stride)
 
 
 class _Tracer:
@@ -84,12 +82,12 @@ class _Tracer:
         box: Box,
         pixels: Pixels,
         corners: Corners,
-        confidence: Pixels | None,
+        layers: Layers,
         rules: Rules,
         stride: int,
     ) -> None:
         self.box, self.rules, self.stride = box, rules, stride
-        self.around, self.confidence = pixels, confidence
+        self.around, self.layers = pixels, layers
         self.corners = corners
         self.walks = walks = walk_borders(corners)
         self.runs = Runs(pixels, corners, walks)
@@ -123,11 +121,12 @@ class _Tracer:
             ),
             self._pieces(holes, filled, shown),
             self._at_right(),
+            self.left_rows,
             self.from_left,
         )
 
     def _measure(self) -> None:
-        """Class, size, first pixel and confidence of each group."""
+        """Class, size, first pixel and what is measured of each group."""
         walks = self.walks
         # the end counts, too: so links lead upwards, and never in a circle
         top = per_part(np.minimum, walks.corner, walks.starts)
@@ -141,7 +140,7 @@ class _Tracer:
         self.is_whole = ~walks.is_open[root] & (self.left_row < 0)
         # those that go on elsewhere, by number
         self.piece = np.where(self.is_whole, NOBODY, np.cumsum(~self.is_whole) - 1)
-        self.weight, self.from_left = self._weigh()
+        self.measured, self.left_rows, self.from_left = self._measured()
 
     def _group(self, top: NDArray[np.int32]) -> tuple[Ints, Ints, Ints]:
         """Bring walks around the same object together.
@@ -178,14 +177,14 @@ class _Tracer:
         left_row[inner[~is_here]] = y[~is_here] + self.box.y
         return group, root, left_row[root]
 
-    def _weigh(self) -> tuple[Floats, Floats]:
-        """Sums of the confidence per group, and of rows that came from the left."""
-        if self.confidence is None:
-            return np.full(self.count, np.nan), np.zeros(self.box.h)
-        of_walk, of_row = self.runs.totals(self.confidence)
-        return self._sum(self.group, of_walk).astype(np.float64), of_row
+    def _measured(self) -> tuple[Measured, Ints, Measured]:
+        """Of groups, and of rows that came from the left."""
+        if self.layers.is_empty:
+            return Measured.nothing(self.count), np.empty(0, int), Measured.nothing(0)
+        of_walks, rows, of_rows = self.runs.measure(self.layers)
+        return of_walks.grouped(self.group, self.count), rows, of_rows
 
-    def _sum(self, group: Ints, values: Ints | Floats) -> Ints:
+    def _sum(self, group: Ints, values: Ints | NDArray[np.float64]) -> Ints:
         """(g,) sums per group; exact below 2**53."""
         sums = np.bincount(group, weights=values, minlength=self.count)
         return sums.astype(np.int64)
@@ -238,7 +237,7 @@ class _Tracer:
             self.pixels[groups],
             filled[groups],
             self.first[groups],
-            self.weight[groups] / (self.pixels[groups] * CERTAIN),
+            *self.measured.take(groups).told(self.pixels[groups]),
             Outlines.assemble(points, rings, owner[which], self.area[which] > 0),
         )
 
@@ -252,7 +251,7 @@ class _Tracer:
             self.value[parts],
             self.pixels[parts],
             self.first[parts],
-            self.weight[parts],
+            self.measured.take(parts),
             holes[parts],
             filled[parts],
             self.left_row[parts],

@@ -6,7 +6,10 @@ The rules are those that QuPath 0.4 to 0.7 apply on import.
 import hashlib
 import uuid
 from collections.abc import Iterable, Iterator
-from itertools import pairwise
+from dataclasses import replace
+from functools import partial
+from itertools import chain, pairwise
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +17,31 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from wsi_pipeline.exporters.accounts import ClassArea
 from wsi_pipeline.exporters.collection import write_collection
+from wsi_pipeline.exporters.exporter import Export, Exporter, of_objects
 from wsi_pipeline.exporters.grouping import write_classes
+from wsi_pipeline.exporters.measuring import MEASUREMENTS, name_evidence
 from wsi_pipeline.exporters.objects import Objects
 from wsi_pipeline.exporters.outlines import Outlines, per_part
 from wsi_pipeline.exporters.placing import GRID_PX
 from wsi_pipeline.exporters.sheet import Sheet
 from wsi_pipeline.exporters.spool import Spool
+from wsi_pipeline.exporters.unexamined import Unexamined, find_unexamined
+
+type Json = dict[str, Any]  # Any: JSON values
 
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "wsi_pipeline/object")
 _DECIMALS = round(-np.log10(GRID_PX))
 _RINGS = 4096  # turned into text together
 
 
-def write_geojson(path: Path, objects: Iterable[Objects], sheet: Sheet) -> None:
+def write_geojson(
+    path: Path,
+    objects: Iterable[Objects],
+    sheet: Sheet,
+    rest: Unexamined | None = None,
+) -> None:
     """Write a FeatureCollection as a stream, sorted by class and first pixel.
 
     Parameters
@@ -37,33 +51,39 @@ def write_geojson(path: Path, objects: Iterable[Objects], sheet: Sheet) -> None:
     objects : iterable of Objects
         Outlines in the sheet's frame, valid on the 0.01-px grid; in any order.
     sheet : Sheet
+    rest : Unexamined, optional
+        What has no result: annotations of their own, after the others.
 
     Notes
     -----
-    Memory: a batch of objects, and 32 bytes per object. The disk holds the features
-    twice while they are sorted, once uncompressed.
+    Memory: a batch of objects, 32 bytes per object, and the features of `rest`. The
+    disk holds the others twice while they are sorted, once uncompressed.
 
     References
     ----------
     RFC 7946; QuPath 0.7 ``qupath.lib.io`` (GsonTools, QuPathTypeAdapters).
     """
+    last, facts = _unexamined(rest, sheet), {"measurements": MEASUREMENTS}
+    if rest is not None:
+        facts["not_examined"] = rest.facts()
     if sheet.group == "class":
-        write_classes(path, objects, sheet, _Rings)
+        write_classes(path, objects, sheet, _Rings, last, facts)
         return
+    about = _about(sheet)
     with Spool(path.parent) as spool:
         for batch in objects:
             values, firsts = batch.value.tolist(), batch.first.tolist()
-            features = _features(batch, sheet)
+            features = _features(batch, sheet, about)
             for value, first, feature in zip(values, firsts, features, strict=True):
                 spool.add(value, first, feature)
-        write_collection(path, spool.parts(), sheet)
+        write_collection(path, chain(spool.parts(), last), sheet, **facts)
 
 
-def _features(batch: Objects, sheet: Sheet) -> Iterator[list[bytes]]:
-    """Each feature as pieces of JSON."""
+def _about(sheet: Sheet) -> dict[int, Json]:
+    """Properties of a class's features, without measurements."""
     common = {"isLocked": True} if sheet.objects == "annotation" else {}
     run = {"metadata": dict(sheet.run)} if sheet.run else {}
-    about = {
+    return {
         kind.value: {
             "objectType": sheet.objects,
             "classification": {"name": kind.name, "color": list(kind.rgb)},
@@ -72,10 +92,35 @@ def _features(batch: Objects, sheet: Sheet) -> Iterator[list[bytes]]:
         }
         for kind in sheet.classes
     }
+
+
+def _unexamined(rest: Unexamined | None, sheet: Sheet) -> list[list[bytes]]:
+    """Features of what has no result, sorted like the others."""
+    if rest is None:
+        return []
+    told = replace(sheet, classes=rest.kinds)
+    about = rest.properties(sheet)
+    found = [
+        (value, first, feature)
+        for batch in rest.objects
+        for value, first, feature in zip(
+            batch.value.tolist(),
+            batch.first.tolist(),
+            _features(batch, told, about),
+            strict=True,
+        )
+    ]
+    return [feature for *_, feature in sorted(found, key=itemgetter(0, 1))]
+
+
+def _features(
+    batch: Objects, sheet: Sheet, about: dict[int, Json]
+) -> Iterator[list[bytes]]:
+    """Each feature as pieces of JSON."""
     rings = _Rings(batch.outlines)
     several = (np.diff(batch.outlines.objects) > 1).tolist()
     values = batch.value.tolist()
-    names, numbers = _identify(batch, sheet), _measurements(batch, sheet)
+    names, numbers = identify(batch, sheet), _measurements(batch, sheet)
     for index, (name, measured) in enumerate(zip(names, numbers, strict=True)):
         form = "MultiPolygon" if several[index] else "Polygon"
         opening = f'{{"type":"Feature","id":"{name}","geometry":{{"type":"{form}",'
@@ -91,16 +136,12 @@ def _measurements(batch: Objects, sheet: Sheet) -> Iterator[dict[str, float]]:
     """Numbers of the objects; an area is that of the pixels in the mask."""
     areas = np.round(batch.pixels * sheet.pixel_um2, 3)
     lengths = np.round(batch.outlines.lengths((sheet.scale.x, sheet.scale.y)), 3)
-    certain = np.round(batch.probability, 4)
-    columns = (areas.tolist(), lengths.tolist(), certain.tolist())
-    for area, length, probability in zip(*columns, strict=True):
-        numbers = {"Area um^2": area, "Perimeter um": length}
-        if probability == probability:  # not NaN: there is a confidence label
-            numbers["Mean probability"] = probability
-        yield numbers
+    columns = (areas, lengths, batch.probability, batch.highest, batch.score)
+    for area, length, *evidence in zip(*(c.tolist() for c in columns), strict=True):
+        yield {"Area um^2": area, "Perimeter um": length} | name_evidence(*evidence)
 
 
-def _identify(batch: Objects, sheet: Sheet) -> Iterator[str]:
+def identify(batch: Objects, sheet: Sheet) -> Iterator[str]:
     """UUIDv5 of slide, run facts, class and shape: a re-import shows as a duplicate.
 
     The same as those of Python's ``uuid``, many at a time.
@@ -169,3 +210,21 @@ class _Rings:
 
 def _dump(rings: list[NDArray[Any]]) -> bytes:  # Any: as above
     return orjson.dumps(rings, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _write(path: Path, export: Export) -> tuple[ClassArea, ...]:
+    """What an `Exporter` needs: objects, and what has no result where it is known."""
+    rest, frame, options = None, export.sheet.frame, export.options
+    if export.coverage is not None and options.unexamined:
+        rest = find_unexamined(
+            export.coverage, frame, options.simplify_um, export.workers
+        )
+    return of_objects(partial(write_geojson, rest=rest))(path, export)
+
+
+GEOJSON = Exporter(
+    "segmentation.geojson",
+    "GeoJSON for QuPath",
+    _write,
+    is_packed=True,
+)

@@ -2,9 +2,10 @@
 
 import hashlib
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,8 +14,10 @@ import orjson
 
 from wsi_pipeline.classes import MaskClass
 from wsi_pipeline.exporters.collection import write_collection
+from wsi_pipeline.exporters.measuring import name_evidence
 from wsi_pipeline.exporters.objects import Objects
 from wsi_pipeline.exporters.outlines import Outlines
+from wsi_pipeline.exporters.scores import NO_SCORE
 from wsi_pipeline.exporters.sheet import Sheet
 from wsi_pipeline.exporters.spool import Spool
 
@@ -38,6 +41,8 @@ class _Class:
     pixels: int = 0
     perimeter_um: float = 0.0
     sure_pixels: float = 0.0  # sum of the probability; NaN without such a label
+    highest: float = 0.0
+    score: float = NO_SCORE
 
 
 def write_classes(
@@ -45,6 +50,8 @@ def write_classes(
     objects: Iterable[Objects],
     sheet: Sheet,
     texts_of: Callable[[Outlines], Texts],
+    last: Iterable[Iterable[bytes]],
+    facts: Mapping[str, Any],  # Any: JSON values
 ) -> None:
     """Write a FeatureCollection with a MultiPolygon per class, in the order of values.
 
@@ -56,6 +63,10 @@ def write_classes(
         As for `write_geojson`.
     texts_of : callable
         Makes JSON of outlines.
+    last : iterable of iterables of bytes
+        Features to write after them, each in pieces of JSON.
+    facts : mapping of str to JSON values
+        What the file says beside the sheet.
 
     Notes
     -----
@@ -70,6 +81,7 @@ def write_classes(
             several = (np.diff(batch.outlines.objects) > 1).tolist()
             lengths = batch.outlines.lengths((sheet.scale.x, sheet.scale.y)).tolist()
             firsts, sure = batch.first.tolist(), batch.probability.tolist()
+            highest, scores = batch.highest.tolist(), batch.score.tolist()
             for index, value in enumerate(batch.value.tolist()):
                 if value not in found:
                     found[value] = _Class(stack.enter_context(Spool(path.parent)))
@@ -82,8 +94,11 @@ def write_classes(
                 mine.pixels += pixels
                 mine.perimeter_um += lengths[index]
                 mine.sure_pixels += sure[index] * pixels
+                # what is not known is NaN, which is not larger than anything
+                mine.highest = max(mine.highest, highest[index])
+                mine.score = max(mine.score, scores[index])
         features = (_feature(kinds[v], found[v], sheet) for v in sorted(found))
-        write_collection(path, features, sheet)
+        write_collection(path, chain(features, last), sheet, **facts)
 
 
 def _feature(kind: MaskClass, found: _Class, sheet: Sheet) -> Iterator[bytes]:
@@ -112,14 +127,13 @@ def _feature(kind: MaskClass, found: _Class, sheet: Sheet) -> Iterator[bytes]:
 
 
 def _measurements(found: _Class, sheet: Sheet) -> dict[str, float]:
-    numbers = {
+    score = found.score if found.score > NO_SCORE else np.nan
+    return {
         "Objects": found.objects,
         "Area um^2": round(found.pixels * sheet.pixel_um2, 3),
         "Perimeter um": round(found.perimeter_um, 3),
+        **name_evidence(found.sure_pixels / found.pixels, found.highest, score),
     }
-    if found.sure_pixels == found.sure_pixels:  # not NaN
-        numbers["Mean probability"] = round(found.sure_pixels / found.pixels, 4)
-    return numbers
 
 
 def _unwrapped(pieces: Iterator[bytes]) -> Iterator[bytes]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.classes import CERTAIN
+from wsi_pipeline.exporters.measuring import Measured
 from wsi_pipeline.exporters.objects import Objects, tally_objects
 from wsi_pipeline.exporters.outlines import Ints, Outlines, Points, members, offsets_of
 from wsi_pipeline.exporters.pieces import (
@@ -22,7 +22,8 @@ from wsi_pipeline.exporters.pieces import (
 from wsi_pipeline.exporters.rings import Fragment, Rings
 from wsi_pipeline.geometry import Box
 
-_COUNTED = ("value", "pixels", "first", "weight", "holes", "filled")
+_COUNTED = ("value", "pixels", "first", "holes", "filled")
+_MEASURED = ("weight", "peak", "score")
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,11 @@ class _Component:
     value: int
     pixels: int
     first: int
-    weight: float
     holes: int
     filled: int
+    weight: float
+    peak: int
+    score: float
     ends: int = 0
     closed: list[tuple[NDArray[np.int32], Ints]] = field(default_factory=list)
     fragments: list[Fragment] = field(default_factory=list)
@@ -58,12 +61,18 @@ class _Component:
     def take(self, other: "_Component") -> None:
         self.pixels += other.pixels
         self.first = min(self.first, other.first)
-        self.weight += other.weight
         self.holes += other.holes
         self.filled += other.filled
+        self.measure(other.weight, other.peak, other.score)
         self.ends += other.ends
         self.closed += other.closed
         self.fragments += other.fragments
+
+    def measure(self, weight: float, peak: int, score: float) -> None:
+        """Add what was measured over other pixels."""
+        self.weight += weight
+        self.peak = max(self.peak, peak)
+        self.score = max(self.score, score)
 
 
 class Joiner:
@@ -112,7 +121,11 @@ class Joiner:
 
     def _begin(self, pieces: Pieces, base: int) -> None:
         """Start a component per piece."""
-        rows = zip(*(getattr(pieces, name).tolist() for name in _COUNTED), strict=True)
+        columns = (
+            *(getattr(pieces, name) for name in _COUNTED),
+            *pieces.measured.columns,
+        )
+        rows = zip(*(column.tolist() for column in columns), strict=True)
         for index, row in enumerate(rows):
             component = _Component(*row)
             low, high = pieces.holes_of[index : index + 2].tolist()
@@ -129,11 +142,11 @@ class Joiner:
         for piece in np.flatnonzero(left_row >= 0).tolist():
             self._unite(base + piece, int(self._left[left_row[piece]]))
         left = self._left[block.box.rows]
-        came = np.flatnonzero(block.from_left)
-        owners, owner = np.unique(left[came], return_inverse=True)
-        weights = np.bincount(owner, weights=block.from_left[came])
-        for piece, weight in zip(owners.tolist(), weights.tolist(), strict=True):
-            self._components[self._find(piece)].weight += weight
+        owners, owner = np.unique(left[block.left_rows], return_inverse=True)
+        found = block.from_left.grouped(owner, len(owners))
+        columns = (column.tolist() for column in (owners, *found.columns))
+        for piece, *measured in zip(*columns, strict=True):
+            self._components[self._find(piece)].measure(*measured)
         right = np.where(block.at_right >= 0, block.at_right + base, NOBODY)
         self._left[block.box.rows] = np.where(block.at_right == SAME, left, right)
 
@@ -201,16 +214,17 @@ class Joiner:
             kept[owner].filled -= int(area)
         columns = (
             np.array([getattr(component, name) for component in complete])
-            for name in _COUNTED
+            for name in _COUNTED + _MEASURED
         )
-        value, pixels, first, weight, holes, fill = columns
+        value, pixels, first, holes, fill, weight, peak, score = columns
         value = value.astype(np.uint8)
+        measured = Measured(weight, peak, score).take(is_kept)
         objects = Objects(
             value[is_kept],
             pixels[is_kept],
             fill[is_kept],
             first[is_kept],
-            (weight / (pixels * CERTAIN))[is_kept],
+            *measured.told(pixels[is_kept]),
             _assemble(rings, ~is_filled, kept),
         )
         return Traced(objects, tally_objects(value, pixels, is_kept, holes, fill))

@@ -26,6 +26,11 @@ class Objects:
     probability : (n,) float64 array
         Mean probability of the class over the object's pixels, 0 to 1; NaN where
         there is no confidence label.
+    highest : (n,) float64 array
+        Highest probability among them.
+    score : (n,) float64 array
+        Highest score of a patch that was examined and overlaps the object, as of
+        `Selection`; NaN where there is none.
     outlines : Outlines
         n outlines.
     """
@@ -35,6 +40,8 @@ class Objects:
     filled: Ints
     first: Ints
     probability: NDArray[np.float64]
+    highest: NDArray[np.float64]
+    score: NDArray[np.float64]
     outlines: Outlines
 
     def __len__(self) -> int:
@@ -49,6 +56,8 @@ class Objects:
             filled=self.filled[which],
             first=self.first[which],
             probability=self.probability[which],
+            highest=self.highest[which],
+            score=self.score[which],
             outlines=self.outlines.take(which),
         )
 

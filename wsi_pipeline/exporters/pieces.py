@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_pipeline.exporters.measuring import Measured
 from wsi_pipeline.exporters.objects import Objects
 from wsi_pipeline.exporters.outlines import Ints
 from wsi_pipeline.geometry import Box
@@ -79,9 +80,9 @@ class Pieces:
 
     Parameters
     ----------
-    value, pixels, first, weight : (k,) arrays
-        Class, pixels, reading order of the first pixel, and sum of the confidence,
-        NaN where there is none.
+    value, pixels, first : (k,) arrays
+        Class, pixels, and reading order of the first pixel.
+    measured : Measured
     holes, filled : (k,) int64 arrays
         Holes that were filled, and their pixels.
     left_row : (k,) int64 array
@@ -96,7 +97,7 @@ class Pieces:
     value: NDArray[np.uint8]
     pixels: Ints
     first: Ints
-    weight: NDArray[np.float64]
+    measured: Measured
     holes: Ints
     filled: Ints
     left_row: Ints
@@ -120,8 +121,10 @@ class BlockTrace:
     pieces : Pieces
     at_right : (h,) int64 array
         Piece of each row that goes on in the block on the right, `NOBODY` or `SAME`.
-    from_left : (h,) float64 array
-        Sum of the confidence over the run that came from the block on the left.
+    left_rows : (k,) int64 array
+        Rows whose first run came from the block on the left.
+    from_left : Measured
+        Over these runs.
     """
 
     box: Box
@@ -129,4 +132,5 @@ class BlockTrace:
     tally: Ints
     pieces: Pieces
     at_right: Ints
-    from_left: NDArray[np.float64]
+    left_rows: Ints
+    from_left: Measured

@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from wsi_pipeline.classes import NOT_COMPUTED
 from wsi_pipeline.exporters.blocks import trace_block
 from wsi_pipeline.exporters.joining import Joiner, Traced
+from wsi_pipeline.exporters.measuring import Layers
 from wsi_pipeline.exporters.pieces import BlockTrace, Rules
+from wsi_pipeline.exporters.scores import BlockScores
 from wsi_pipeline.geometry import Box
 
 BLOCK_PX = 4096
@@ -31,6 +33,10 @@ class Source(Protocol):
 
     def read_confidence(self, box: Box) -> NDArray[np.uint8] | None:
         """(h, w) 254 * probability, or None if it is not known."""
+        ...
+
+    def read_scores(self, box: Box) -> BlockScores | None:
+        """Scores of the patches there, or None if they are not known."""
         ...
 
     def is_blank(self, box: Box) -> bool:
@@ -91,8 +97,8 @@ def _trace(source: Source, whole: Box, rules: Rules, box: Box) -> list[BlockTrac
     np.multiply(pixels, pixels != NOT_COMPUTED, out=pixels)
     if not pixels[1:-1, 1:-1].max():
         return []
-    confidence = source.read_confidence(box)
-    return list(trace_block(box, pixels, confidence, rules, whole.w + 1))
+    layers = Layers(source.read_confidence(box), source.read_scores(box))
+    return list(trace_block(box, pixels, layers, rules, whole.w + 1))
 
 
 def _in_order[T, R](

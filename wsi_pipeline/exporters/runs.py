@@ -6,9 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.exporters.corners import DOWN, STRIP_ROWS, UP, Corners
+from wsi_pipeline.exporters.measuring import Layers, Measured
 from wsi_pipeline.exporters.outlines import Ints, offsets_of
+from wsi_pipeline.exporters.scores import NO_SCORE
 from wsi_pipeline.exporters.walks import Walks
 
+Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float64]
 _WINDOW = 32  # pixels looked at together, to the left
 
@@ -28,7 +31,7 @@ class Runs:
     walks : Walks
     """
 
-    pixels: NDArray[np.uint8]
+    pixels: Pixels
     corners: Corners
     walks: Walks
 
@@ -70,30 +73,35 @@ class Runs:
         bottom = corners.toward[DOWN, corners.columns[wanted - 1]]
         return np.asarray(self.walks.of_arm[UP, bottom], np.int64)
 
-    def totals(self, weights: NDArray[np.uint8]) -> tuple[Floats, Floats]:
-        """Sums of weights over the pixels of runs.
-
-        Parameters
-        ----------
-        weights : (h, w) uint8 array
+    def measure(self, layers: Layers) -> tuple[Measured, Ints, Measured]:
+        """Measure what lies over the pixels of runs.
 
         Returns
         -------
-        of_walk : (r,) float64 array
-            Over the runs whose left end is on the walk; whole numbers.
-        of_row : (h,) float64 array
-            Over the first run of each row, if it started in the block on the left.
+        of_walks : Measured
+            Over the runs whose left end is on each of the r walks.
+        rows : (k,) int64 array
+            Rows whose first run started in the block on the left, in an object.
+        of_rows : Measured
+            Over the first run of these rows.
         """
-        h, w = weights.shape
-        found = [
-            self._sums(weights[top : top + STRIP_ROWS], top)
-            for top in range(0, h, STRIP_ROWS)
-        ]
-        starts, sums = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        w, h = self.corners.size_px
+        found = [self._sums(layers.confidence, top) for top in range(0, h, STRIP_ROWS)]
+        starts, sums, peaks = (
+            np.concatenate(part) for part in zip(*found, strict=True)
+        )
+        ends = np.append(starts[1:], h * w) - 1
+
+        def measured(run: Ints) -> Measured:
+            if layers.scores is None:
+                return Measured(sums[run], peaks[run], np.full(len(run), NO_SCORE))
+            row, first = np.divmod(starts[run], w)
+            score = layers.scores.over(row, first, ends[run] - row * w)
+            return Measured(sums[run], peaks[run], score)
+
         beyond, first = self.pixels[1:-1, 0], self.pixels[1:-1, 1]
         rows = np.flatnonzero((first == beyond) & (first > 0))
-        of_row = np.zeros(h)
-        of_row[rows] = sums[np.searchsorted(starts, rows * w)]
+        of_rows = measured(np.searchsorted(starts, rows * w))
         # the pixels on the right of steps up are where runs start
         steps = np.flatnonzero(self.walks.heading == UP)
         low = self.walks.corner[steps]
@@ -104,14 +112,20 @@ class Runs:
         row = self.corners.y[high][step] + np.arange(offsets[-1]) - offsets[step]
         run = np.searchsorted(starts, row * w + self.corners.x[low][step])
         walk = self.walks.of_step[steps][step]
-        of_walk = np.bincount(walk, weights=sums[run], minlength=len(self.walks))
-        return of_walk, of_row
+        return measured(run).grouped(walk, len(self.walks)), rows, of_rows
 
-    def _sums(self, weights: NDArray[np.uint8], top: int) -> tuple[Ints, Ints]:
-        """Where runs start in the flat block, in some rows of it, and their sums."""
-        rows = self.pixels[1 + top : 1 + top + len(weights)]
+    def _sums(
+        self, confidence: Pixels | None, top: int
+    ) -> tuple[Ints, Floats | Ints, Pixels]:
+        """Where runs start in the flat block, in some rows of it; sums and peaks."""
+        rows = self.pixels[1:-1][top : top + STRIP_ROWS]
         changes = rows[:, 1:-1] != rows[:, :-2]
         changes[:, 0] = True
         starts = np.flatnonzero(changes)
-        sums = np.add.reduceat(weights.astype(np.int64).ravel(), starts)
-        return starts + top * weights.shape[1], sums
+        first = top * changes.shape[1]
+        if confidence is None:
+            nothing = Measured.nothing(len(starts))
+            return starts + first, nothing.weight, nothing.peak
+        sure = confidence[top : top + STRIP_ROWS].ravel()
+        sums = np.add.reduceat(sure.astype(np.int64), starts)
+        return starts + first, sums, np.maximum.reduceat(sure, starts)

@@ -3,6 +3,7 @@
 With precision.py and carrying.py the only room that names ``torch.cuda``.
 """
 
+import logging
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from wsi_pipeline.process import peak_resident_bytes, total_memory_bytes
 MARGIN = 0.95
 """Share of the budget that a plan fills; the rest is the allocators' rounding."""
 
+_log = logging.getLogger(__name__)
 _MIB = 1 << 20
 _START = 8  # the smaller of the two batches that a fit is made from
 # A CUDA context with its libraries; more than that belongs to other processes.
@@ -305,6 +307,7 @@ class ElasticBatch:
                 f"{self._option}, or close what else uses the memory"
             )
         self.downgrades.append((self.size, self.size // 2))
+        _log.warning("memory ran out: from %d at a time to %d", *self.downgrades[-1])
         self.size //= 2
         release_cached()
 

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from wsi_pipeline.classes import MaskClass
 from wsi_pipeline.errors import ModelError, UnknownNameError
 from wsi_pipeline.models.calibration import Calibration
+from wsi_pipeline.models.foreign import check_ending
 from wsi_pipeline.publishing import publish_json, sha256_file
 
 SHIPPED = Path(__file__).parent / "shipped"
@@ -194,11 +195,12 @@ class ModelFolder:
         Raises
         ------
         ModelError
-            If the file is missing, is no safetensors file, or has another sha256.
+            If the file is missing, a link, no safetensors file, or has another sha256.
         """
         file = self.path / Path(part.file).name
-        if file.suffix != ".safetensors":
-            raise ModelError(f"{file}: only .safetensors files are loaded")
+        check_ending(file)
+        if file.is_symlink():  # what it leads to may be another file tomorrow
+            raise ModelError(f"{file}: a link; copy the file itself into the folder")
         if not file.is_file():
             raise ModelError(f"{file}: missing; the card names it")
         found = sha256_file(file)
@@ -228,7 +230,8 @@ def find_model(name: str | Path | None) -> ModelFolder:
         If no name is given, or it is neither shipped nor a folder; the message lists
         the shipped models with what each is for.
     ModelError
-        If the folder has no valid card.
+        If the folder has no valid card, or a file of weights is given that could run
+        code.
     """
     shipped = shipped_models()
     listing = "; ".join(f"{key}: {card.summary}" for key, card in shipped.items())
@@ -237,6 +240,8 @@ def find_model(name: str | Path | None) -> ModelFolder:
     if str(name) in shipped:
         return ModelFolder(SHIPPED / str(name), shipped[str(name)])
     path = Path(name)
+    if path.is_file():
+        check_ending(path)
     if not path.is_dir():
         raise UnknownNameError(
             f"unknown model {str(name)!r}; --model takes a folder or: {listing}"
@@ -254,6 +259,8 @@ def read_card(folder: Path) -> ModelCard:
     """
     file = folder / "card.json"
     try:
+        if file.exists() and not file.is_file():  # a pipe would never end
+            raise ModelError(f"{file}: no regular file")
         return ModelCard(**orjson.loads(file.read_bytes()))
     except (OSError, TypeError, orjson.JSONDecodeError, ValidationError) as error:
         raise ModelError(f"{file}: no valid model card: {error}") from error

@@ -90,7 +90,8 @@ def planned(
     Raises
     ------
     BudgetError
-        If not even one item fits, or memory runs out in a warm-up.
+        If not even one item fits, or memory runs out in a warm-up or in what the block
+        does besides its batches.
 
     Notes
     -----
@@ -120,8 +121,16 @@ def planned(
             break
         measured.warm_up(plan.batch)
     measured.keep()
-    with enforced(device, budget):
-        yield plan
+    try:
+        with enforced(device, budget):
+            yield plan
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise BudgetError(
+            f"memory ran out beside the batches of the {workload.what}; give a larger "
+            f"{option}, or close what else uses the memory"
+        ) from error
 
 
 class _Measured:

@@ -27,7 +27,7 @@ from wsi_pipeline.models.precision import (
 )
 from wsi_pipeline.models.scorer import PatchScorer
 from wsi_pipeline.models.selector import SelectorNet, SelectorShape
-from wsi_pipeline.models.weights import load_state
+from wsi_pipeline.models.weights import check_fit, load_state
 
 # Beyond these a bigger batch is not faster; measured with the small encoder.
 _LARGEST_BATCH = {"cpu": 64, "cuda": 512}
@@ -76,8 +76,11 @@ def load_selector(model: ModelFolder, part: SelectorCard | None = None) -> Selec
         If the card or the weights do not fit.
     """
     card = part or model.card.selector
+    file = model.weights(card)
+    with torch.device("meta"):  # a card may ask for more memory than there is
+        check_fit(_build(card), file)
     net = _build(card)
-    load_state(net, model.weights(card))
+    load_state(net, file)
     return net.eval()
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -14,7 +15,7 @@ from wsi_pipeline.models.resizer import Resizer
 from wsi_pipeline.models.sampling import identity_grid
 from wsi_pipeline.models.spec import SegmenterSpec
 from wsi_pipeline.models.strategies import find_strategy
-from wsi_pipeline.models.weights import load_state
+from wsi_pipeline.models.weights import check_fit, load_state
 
 _FINER = 2
 """How many times as many samples per side the resizer is given."""
@@ -181,6 +182,8 @@ def load_segmenter(model: ModelFolder, strategy: str, device: str) -> SegmentNet
             f"{file}: architecture has {spec.classes} classes and {spec.nodes} nodes, "
             f"the card {len(model.card.classes)} and {card.nodes}"
         )
+    with torch.device("meta"):  # a card may ask for more memory than there is
+        check_fit(SegmentNet(spec, strategy), file, prefix=f"{strategy}.")
     net = SegmentNet(spec, strategy)
     load_state(net, file, prefix=f"{strategy}.")
     return net.eval().to(device)

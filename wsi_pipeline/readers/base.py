@@ -4,6 +4,7 @@ Turns a backend's ``read_planes`` into the :class:`wsi_pipeline.slide.Slide` pro
 """
 
 import os
+import re
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -14,7 +15,8 @@ from typing import Any, ClassVar, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.errors import SlideError
+from wsi_pipeline.config import MAX_PIXELS
+from wsi_pipeline.errors import SlideError, UnreadableError
 from wsi_pipeline.geometry import Box, Level
 from wsi_pipeline.slide import SlideInfo
 
@@ -30,8 +32,8 @@ PARSER_ERRORS = (
     ValueError,
     struct.error,
 )
+_QUOTE = re.compile(r"""(?<!\w)['"`\u2018\u201c].*?['"\u2019\u201d](?!\w)""", re.S)
 JPEG_2000 = {33003, 33005, 34712}
-MAX_PIXELS = 2**38  # 512k x 512k: a whole-mount at 0.1 um/px has a tenth of it
 MAX_SEGMENT_BYTES = 2**30  # one tile or strip, decoded
 
 
@@ -76,6 +78,8 @@ class BackendSlide[H: Handle](ABC):
     """
 
     errors: ClassVar[tuple[type[Exception], ...]] = PARSER_ERRORS
+    damage: ClassVar[type[Exception]]
+    """What an open handle raises where the file cannot be decoded."""
 
     def __init__(self, info: SlideInfo) -> None:
         self._info = info
@@ -158,14 +162,35 @@ class BackendSlide[H: Handle](ABC):
         except self.errors as error:
             if self._handles.get(pid) is handle:
                 self._handles.pop(pid, None)
-            cure = "the file is damaged there: copy it again from the scanner"
-            if not isinstance(self._info.path, Path):
-                cure = "the connection failed, or the file is damaged there: try again"
-            raise SlideError(
-                f"{self._info.path.name}: cannot be read at level {level}, {box.w} x "
-                f"{box.h} px at ({box.x}, {box.y}) of that level ({plain(error)}); "
-                f"{cure}"
-            ) from error
+            if handle is None or not isinstance(error, self.damage):
+                raise SlideError(self._refusal(error, box, level)) from error
+        return self._retried(act, box, level)
+
+    def _retried[T](self, act: Callable[[H], T], box: Box, level: int) -> T:
+        """Act once more, on a handle of its own.
+
+        A handle of OpenSlide's that failed once fails for good, so that a sound place
+        may have failed by what another thread read.
+        """
+        handle: H | None = None
+        try:
+            handle = self._open()
+            return act(handle)
+        except self.errors as error:
+            decoding = handle is not None and isinstance(error, self.damage)
+            kind = UnreadableError if decoding else SlideError
+            raise kind(self._refusal(error, box, level)) from error
+
+    def _refusal(self, error: Exception, box: Box, level: int) -> str:
+        why, cure = plain(error), "the file is damaged there: copy it again"
+        if not isinstance(self._info.path, Path):
+            cure = "the connection failed, or the file is damaged there: try again"
+        elif isinstance(error, OSError) and error.errno is not None:
+            why, cure = os.strerror(error.errno), "mend the disk, then `--retry`"
+        return (
+            f"{self._info.path.name}: cannot be read at level {level}, {box.w} x "
+            f"{box.h} px at ({box.x}, {box.y}) of that level ({why}); {cure}"
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -178,8 +203,11 @@ class BackendSlide[H: Handle](ABC):
 
 
 def plain(error: BaseException) -> str:
-    """A library's message on one short line without the file's path."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    """A library's message on one short line without paths and quotes of the file.
+
+    What a message quotes may be metadata: a name, a date.
+    """
+    text = " ".join(_QUOTE.sub("...", str(error)).split()) or type(error).__name__
     words = [w for w in text.split(" ") if "/" not in w and "object at 0x" not in w]
     text = " ".join(words).removeprefix("Reading ").strip(" :")
     return text if len(text) <= 120 else text[:117] + "..."
@@ -225,14 +253,19 @@ def check_geometry(name: str, info: SlideInfo) -> None:
     Raises
     ------
     SlideError
-        If a size is not positive or too large, a tile is too large, levels do not
-        become coarser, or a level has other proportions than level 0.
+        If the size is too large, a tile is empty or too large, levels do not become
+        coarser, or a level has other proportions than level 0.
     """
     w0, h0 = info.size_px
     if w0 * h0 > MAX_PIXELS:
         raise SlideError(
             f"{name}: states {w0} x {h0} px, more than any scanner makes "
             f"(limit {MAX_PIXELS:,} px); the file is damaged: copy it again"
+        )
+    if min(info.tile_px) < 1:
+        raise SlideError(
+            f"{name}: states tiles of {info.tile_px[0]} x {info.tile_px[1]} px; the "
+            "file is damaged: copy it again"
         )
     if info.tile_px[0] * info.tile_px[1] * 4 > MAX_SEGMENT_BYTES:
         raise SlideError(

@@ -1,5 +1,7 @@
 """Looks at a slide's overview and refuses what is no brightfield colour slide."""
 
+from contextlib import suppress
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -32,7 +34,7 @@ def check_content(slide: Slide) -> None:
 
 
 def overview_pixels(slide: Slide) -> NDArray[np.uint8]:
-    """Pixels of the coarsest level: all of it, or windows spread over it.
+    """Pixels of the coarsest level that can be read: all of it, or windows over it.
 
     Returns
     -------
@@ -47,7 +49,14 @@ def overview_pixels(slide: Slide) -> NDArray[np.uint8]:
     -----
     Memory: at most 1024 x 1024 pixels, and the tiles under 25 windows.
     """
-    index = len(slide.info.levels) - 1
+    for index in range(len(slide.info.levels) - 1, 0, -1):
+        with suppress(SlideError):  # damage there is no matter: level 0 is what is used
+            return _view(slide, index)
+    return _view(slide, 0)
+
+
+def _view(slide: Slide, index: int) -> NDArray[np.uint8]:
+    """(n, 3) uint8 pixels of a level; see `overview_pixels`."""
     level = slide.info.levels[index]
     w, h = level.size_px
     found: list[NDArray[np.uint8]] = []
@@ -92,13 +101,14 @@ def not_brightfield(pixels: NDArray[np.uint8]) -> str | None:
     passes: it is not black. Measured: DAPI (NDPI) has 0 % pale; 31 prostate
     whole-mounts on black have over 94 %.
     """
-    lit = pixels.max(axis=1) > LIT
+    low, high = _extremes(pixels)
+    lit = high > LIT
     if np.mean(lit) < LIT_SHARE:
         return (
             "is black all over, so it is no brightfield slide (dark fluorescence, or "
             "an empty scan); brightfield slides only, such as H&E"
         )
-    pale = pixels[lit].min(axis=1) > PALE
+    pale = low[lit] > PALE
     if np.mean(lit) < 1 - DARK_SHARE and np.mean(pale) < PALE_SHARE:
         return (
             "looks like a fluorescence image (single colours on black, no bright "
@@ -115,8 +125,16 @@ def not_coloured(pixels: NDArray[np.uint8]) -> str | None:
     Grey is what differs by at most 4 between channels in 99.9 % of the pixels and has
     midtones (40 to 200) on at least 5 %: blank glass, a black border or dust do not.
     """
-    spread = np.ptp(pixels, axis=1)
+    low, high = _extremes(pixels)
+    spread = high - low
     midtone = (pixels[:, 1] > 40) & (pixels[:, 1] < 200)
     if np.mean(spread > GREY_STEP) < 0.001 and np.mean(midtone) > MIDTONE_SHARE:
         return "is a grey image, not a colour slide; scan or export it in colour (RGB)"
     return None
+
+
+def _extremes(pixels: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Smallest and largest channel of (n, 3) pixels; by axis takes 60 times as long."""
+    red, green, blue = pixels.T
+    low = np.minimum(np.minimum(red, green), blue)
+    return low, np.maximum(np.maximum(red, green), blue)

@@ -57,6 +57,7 @@ class OpenSlideReader(BackendSlide["OpenSlideHandle"]):
     """A slide read by OpenSlide; the rest is in `BackendSlide`."""
 
     errors = _ERRORS
+    damage = openslide.OpenSlideError
 
     def _open(self) -> "OpenSlideHandle":
         return OpenSlideHandle(self._info.path, self._info.background)

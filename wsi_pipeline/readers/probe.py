@@ -9,12 +9,12 @@ import resource
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Self
 
+from wsi_pipeline.config import ProbeOptions
 from wsi_pipeline.errors import SlideError, WsiError
 from wsi_pipeline.geometry import Box
 from wsi_pipeline.places import Place, as_place
@@ -22,25 +22,8 @@ from wsi_pipeline.readers import open_slide
 from wsi_pipeline.slide import Slide, SlideInfo
 
 AREA_PX = 64
-MEMORY_BYTES = 8 << 30
-TIMEOUT_S = 60.0
 START_S = 120.0  # a cold import on a busy disk
-
-
-@dataclass(frozen=True)
-class ProbeOptions:
-    """Limits of the child process.
-
-    Parameters
-    ----------
-    memory_bytes : int
-        Address space; the libraries alone map about 1 GiB.
-    timeout_s : float
-        Seconds for one slide.
-    """
-
-    memory_bytes: int = MEMORY_BYTES
-    timeout_s: float = TIMEOUT_S
+SERVE = "from wsi_pipeline.readers.probe import serve; serve()"
 
 
 class Prober:
@@ -48,7 +31,7 @@ class Prober:
 
     Parameters
     ----------
-    options : ProbeOptions
+    options : ProbeOptions, optional
         Its limits.
 
     Notes
@@ -86,18 +69,19 @@ class Prober:
         ------
         SlideError
             What `open_slide` raises, of the same kind; or that the reader crashed,
-            took too long or too much memory.
+            took too long or too much memory, or that the slide has too many pixels.
         """
         place = as_place(path)
         name = place.name
         self._start()
         try:
             self._pipe.send((place, mpp, mpp_source, backend))
-            if not self._pipe.poll(self._options.timeout_s):
+            if not self._pipe.poll(self._options.seconds):
                 self.close()
                 raise SlideError(
-                    f"{name}: opening it takes over {self._options.timeout_s:g} s; the "
-                    "file is damaged or its disk is slow: copy it to a local disk"
+                    f"{name}: opening it takes over {self._options.seconds:g} s; the "
+                    "file is damaged, or its disk is slow: copy it to a local disk, or "
+                    "allow more ([probe] seconds)"
                 )
             answer = self._pipe.recv()
         except (EOFError, BrokenPipeError, ConnectionResetError) as error:
@@ -108,6 +92,12 @@ class Prober:
             raise SlideError(
                 f"{name}: the reader failed unexpectedly ({answer}); the file is "
                 "probably damaged: copy it again from the scanner"
+            )
+        w, h = answer.size_px
+        if w * h > self._options.pixels:
+            raise SlideError(
+                f"{name}: has {w} x {h} px, more than {self._options.pixels:,} "
+                "([probe] pixels)"
             )
         return answer
 
@@ -130,9 +120,9 @@ class Prober:
             [
                 sys.executable,
                 "-c",
-                "from wsi_pipeline.readers.probe import serve; serve()",
+                SERVE,
                 str(theirs.fileno()),
-                str(self._options.memory_bytes),
+                str(int(self._options.memory)),
             ],
             pass_fds=(theirs.fileno(),),
             stdin=subprocess.DEVNULL,
@@ -150,7 +140,7 @@ class Prober:
             self.close()
             raise SlideError(
                 "the process that looks at slides did not start; its memory limit of "
-                f"{self._options.memory_bytes >> 20} MiB may be too small"
+                f"{self._options.memory >> 20} MiB may be too small ([probe] memory)"
             )
 
     def _cause_of_death(self) -> str:
@@ -204,29 +194,25 @@ def probe_slide(
 
 
 def read_samples(slide: Slide) -> None:
-    """Read the corners and the centre on the finest and the coarsest level.
+    """Read two corners and the centre of the finest level.
 
     Raises
     ------
     SlideError
-        If none of the areas of a level can be read. Single bad tiles are no reason:
-        tiling counts them.
+        If none of them can be read. Single bad tiles are no reason: tiling counts them.
     """
     info = slide.info
-    for index in sorted({0, len(info.levels) - 1}):
-        level = info.levels[index]
-        side = max(1, round(AREA_PX * level.downsample))
-        w, h = info.size_px
-        right, bottom = max(0, w - side), max(0, h - side)
-        corners = {(0, 0), (right // 2, bottom // 2), (right, bottom)}
-        failures = []
-        for x, y in sorted(corners):
-            try:
-                slide.read(Box(x, y, side, side).intersect(info.box), index)
-            except SlideError as error:
-                failures.append(error)
-        if len(failures) == len(corners):
-            raise failures[0]
+    w, h = info.size_px
+    right, bottom = max(0, w - AREA_PX), max(0, h - AREA_PX)
+    corners = {(0, 0), (right // 2, bottom // 2), (right, bottom)}
+    failures = []
+    for x, y in sorted(corners):
+        try:
+            slide.read(Box(x, y, AREA_PX, AREA_PX).intersect(info.box))
+        except SlideError as error:
+            failures.append(error)
+    if len(failures) == len(corners):
+        raise failures[0]
 
 
 def serve() -> None:
@@ -257,8 +243,9 @@ def _look(
     except MemoryError:
         limit = resource.getrlimit(resource.RLIMIT_AS)[0] >> 20
         return SlideError(
-            f"{path.name}: opening it needs more than {limit} MiB of memory; the file "
-            "is damaged, or stored in pieces that are too large"
+            f"{path.name}: opening it needs more than {limit} MiB of memory "
+            "([probe] memory); the file is damaged, or stored in pieces that are too "
+            "large"
         )
     except Exception as error:  # one of the two broad ones: whatever a file provokes
         return f"{type(error).__name__}: {error}"

@@ -23,8 +23,10 @@ from wsi_pipeline.readers.base import (
     BackendSlide,
     GivenScale,
     check_geometry,
+    plain,
     pyramid_levels,
 )
+from wsi_pipeline.readers.jpeg_notes import without_notes
 from wsi_pipeline.readers.ranges import ranges_of
 from wsi_pipeline.readers.remote import check_layout
 from wsi_pipeline.readers.scale import (
@@ -44,6 +46,10 @@ _END = b"\xff\xd9"  # of a JPEG; what a scan may hold of 0xFF is followed by 0
 _OWN_SCALE = ("hamamatsu", "leica", "philips_tiff")
 
 
+class UndecodableError(ValueError):
+    """The bytes of a tile were read, but are no picture of its size."""
+
+
 class TiffSlideReader(BackendSlide["TiffHandle"]):
     """A TIFF read natively; the rest is in `BackendSlide`.
 
@@ -54,6 +60,8 @@ class TiffSlideReader(BackendSlide["TiffHandle"]):
     layout : Layout
         As just parsed: this process does not parse it a second time.
     """
+
+    damage = UndecodableError
 
     def __init__(self, info: SlideInfo, layout: Layout) -> None:
         super().__init__(info)
@@ -67,7 +75,7 @@ class TiffSlideReader(BackendSlide["TiffHandle"]):
         return TiffHandle(self._info.path, layout)
 
     def read_jpeg(self, box: Box) -> tuple[NDArray[np.uint8], list[bytes | None]]:
-        """Pixels of level 0 and their tiles as they lie in the file; see `Slide`."""
+        """Pixels of level 0 and their tiles, without comments; see `Slide`."""
         if self._info.jpeg is None:
             return super().read_jpeg(box)
         return self._guarded(lambda handle: handle.read_jpeg(box), box, 0)
@@ -126,7 +134,8 @@ class TiffHandle:
         shapes = _paint(out, plane, tiles, data, 0, self._room(plane))
         whole = (*plane.tile_px[::-1], 3)
         return out, [
-            d if s == whole else None for d, s in zip(data, shapes, strict=True)
+            without_notes(d) if d and s == whole else None
+            for d, s in zip(data, shapes, strict=True)
         ]
 
     def stored_bytes(self, box: Box) -> int:
@@ -200,7 +209,10 @@ def _paint(
     _, height, width = out.shape
     shapes = []
     for (index, sample, x, y), raw in zip(tiles, data, strict=True):
-        pixels = _decode(plane, index, raw, room.tile)
+        try:
+            pixels = _decode(plane, index, raw, room.tile)
+        except PARSER_ERRORS as error:
+            raise UndecodableError(plain(error)) from error
         shapes.append(pixels.shape)
         h, w, samples = pixels.shape
         start = first + sample

@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 from wsi_pipeline.errors import NotASlideError, SlideError
 from wsi_pipeline.places import Place, opened
 from wsi_pipeline.readers.base import MAX_SEGMENT_BYTES, PARSER_ERRORS, plain
+from wsi_pipeline.readers.jpeg_notes import without_notes
 from wsi_pipeline.readers.tiff_doubts import page_doubts, says_jfif
-from wsi_pipeline.readers.tiff_levels import level_pages
+from wsi_pipeline.readers.tiff_levels import level_doubts, level_pages
+from wsi_pipeline.readers.tiff_whole import check_chain, check_extents
 from wsi_pipeline.slide import JpegTiles
 
 # tifffile logs its doubts; ours are exceptions, and a log line without a handler
@@ -36,6 +38,12 @@ _COPY = "copy it again from the scanner"
 
 # (data, index, jpegtables) -> (pixels or None, (plane, _, y, x, _), shape)
 Decoder = Callable[..., tuple[Any, tuple[int, ...], tuple[int, ...]]]
+# channels may have any name: others than dyes and letters are not repeated
+_DYE = re.compile(
+    r"[A-Z]|DAPI|Hoechst|FITC|TRITC|Cy ?\d(\.\d)?|Texas ?Red|[RGBYC]FP|Opal ?\d{3}|"
+    r"Alexa ?(Fluor)? ?\d{3}|Red|Green|Blue",
+    re.I,
+)
 
 
 @dataclass(frozen=True)
@@ -138,7 +146,7 @@ def read_layout(path: Place) -> Layout:
                     f"contents; {_COPY}"
                 )
             if not isinstance(path, Path):  # local ones: before a reader is chosen
-                _check_ends(path, file)
+                check_extents(path, file)
             return _layout(path, file)
     except SlideError:
         raise
@@ -149,6 +157,7 @@ def read_layout(path: Place) -> Layout:
 @contextmanager
 def _parsed(path: Place) -> Iterator[tifffile.TiffFile]:
     with opened(path) as source, tifffile.TiffFile(source) as file:
+        check_chain(file)
         yield file
 
 
@@ -178,34 +187,20 @@ def has_holes(path: Place) -> bool:
 
 
 def check_whole(path: Place) -> None:
-    """Refuse a TIFF whose directories point behind its end.
+    """Refuse a TIFF that is cut short or lacks tiles; see `check_extents`.
 
     Raises
     ------
     SlideError
-        If any image's bytes lie behind the end: the copy was cut short.
+        If it does.
     """
     try:
         with _parsed(path) as file:
-            _check_ends(path, file)
+            check_extents(path, file)
     except SlideError:
         raise
     except PARSER_ERRORS as error:
         raise _damaged(path, error) from error
-
-
-def _check_ends(path: Place, file: tifffile.TiffFile) -> None:
-    size = file.filehandle.size
-    ends = [
-        int(np.max(np.add(page.dataoffsets, page.databytecounts)))
-        for page in file.pages
-        if len(page.dataoffsets) == len(page.databytecounts) > 0
-    ]
-    if ends and max(ends) > size:
-        raise SlideError(
-            f"{path.name}: is cut short: it ends at {size:,} bytes, its images at "
-            f"{max(ends):,}; {_COPY}"
-        )
 
 
 def _layout(path: Place, file: Any) -> Layout:  # Any: tifffile's types are not exported
@@ -213,9 +208,9 @@ def _layout(path: Place, file: Any) -> Layout:  # Any: tifffile's types are not 
     page = series.levels[0].keyframe
     _check_kind(path.name, series, page)
     planes = _PLANES[series.levels[0].axes]
+    found = level_pages(file, series)
     levels = tuple(
-        tuple(_plane(path, page) for page in pages[:planes])
-        for pages in level_pages(file, series)
+        tuple(_plane(path, page) for page in pages[:planes]) for pages in found
     )
     x, y = page.resolution
     return Layout(
@@ -228,7 +223,7 @@ def _layout(path: Place, file: Any) -> Layout:  # Any: tifffile's types are not 
         (float(x), float(y), int(page.resolutionunit)),
         _alpha(page),
         _maker(file.pages.first),
-        page_doubts(page),
+        (*page_doubts(page), *level_doubts(file, series, found)),
     )
 
 
@@ -252,7 +247,8 @@ def _check_kind(name: str, series: Any, page: Any) -> None:
         names = _channel_names(series)
         rgb = channels == 3 and tuple(n.lower() for n in names) in ((), _COLOURS)
         if not rgb or axes != "CYX" or series.kind == "qpi":
-            listed = f" ({', '.join(names)})" if names else ""
+            known = [name for name in names if _DYE.fullmatch(name)]
+            listed = f" ({', '.join(known)})" if known else ""
             raise NotASlideError(
                 f"{name}: has {channels} separate channels{listed}, as fluorescence "
                 f"images do; {_BRIGHT_ONLY}"
@@ -352,7 +348,10 @@ def _jpeg_tiles(page: Any) -> JpegTiles | None:
         return None
     # the tag decides, as in OpenSlide: Aperio's RGB tiles have no marker of their own
     ycbcr = page.photometric == YCBCR or page.is_jfif
-    return JpegTiles(side, "YCBCR" if ycbcr else "RGB", page.jpegtables)
+    tables = page.jpegtables and without_notes(page.jpegtables)
+    if page.jpegtables and not tables:
+        return None
+    return JpegTiles(side, "YCBCR" if ycbcr else "RGB", tables)
 
 
 def _decoder(path: Place, page: Any) -> Decoder:

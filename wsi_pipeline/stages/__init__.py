@@ -56,6 +56,12 @@ class SlideJob:
     tissue: Path | None = None
     features: Path | None = None
 
+    def given_scale(self, config: RunConfig) -> tuple[float | None, str]:
+        """um/px of level 0 as the samplesheet or else the config says, and who."""
+        if self.mpp is not None:
+            return self.mpp, "samplesheet"
+        return config.mpp, "--mpp"
+
     def open(self, config: RunConfig) -> Slide:
         """Open the slide with the scale from the samplesheet or the config.
 
@@ -64,9 +70,8 @@ class SlideJob:
         SlideError
             If it cannot be opened; MissingScaleError if nobody knows its scale.
         """
-        if self.mpp is not None:
-            return open_slide(self.path, mpp=self.mpp, mpp_source="samplesheet")
-        return open_slide(self.path, mpp=config.mpp, mpp_source="--mpp")
+        mpp, source = self.given_scale(config)
+        return open_slide(self.path, mpp=mpp, mpp_source=source)
 
 
 def check_features(card: ModelCard, features: Path | None, slide_id: str) -> None:
@@ -112,6 +117,8 @@ class SlideRun:
     features : Path, optional
         Features of the slide's patches; needed by "tissue" and "select" where the
         model reads them.
+    key : str
+        Of the stage that runs; what a kill leaves of it is found again by it.
     """
 
     folder: SlideFolder
@@ -121,6 +128,7 @@ class SlideRun:
     progress: Progress | None = None
     workers: Workers | None = None
     features: Path | None = None
+    key: str = ""
 
     def ticker(self, stage: str) -> Callable[[int, int], None]:
         """Progress of one stage."""

@@ -18,5 +18,6 @@ def publish(run: SlideRun) -> Published:
         run.config.segment,
         progress=run.ticker("segment"),
         cache=folder.plans,
+        key=run.key,
     )
     return [folder.predictions], facts | {"regions": len(store)}

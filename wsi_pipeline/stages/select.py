@@ -8,7 +8,7 @@ from wsi_pipeline.exporters.heatmap import export_heat_map
 from wsi_pipeline.geometry import Scale
 from wsi_pipeline.pictures import attention, publish_picture
 from wsi_pipeline.pictures.top_patches import top_patches
-from wsi_pipeline.publishing import staged
+from wsi_pipeline.publishing import make_folder, staged
 from wsi_pipeline.pyramid import Pyramid
 from wsi_pipeline.regions import PatchGrid, Selection
 from wsi_pipeline.resuming import LogitJournal
@@ -24,6 +24,7 @@ def publish(run: SlideRun) -> Published:
     folder = run.folder
     pyramid = Pyramid(folder.pyramid)
     grid, file = PatchGrid.load(folder.patches), run.open_features()
+    make_folder(folder.journal.parent)
     journal = LogitJournal(folder.journal, str(folder.record("tissue")))
     if file is None:
         select = partial(select_patches, pyramid, grid)

@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from wsi_pipeline.classes import COARSELY, IN_DETAIL, NO_TISSUE, SKIPPED
+from wsi_pipeline.classes import COARSELY, IN_DETAIL, NO_TISSUE, SKIPPED, UNREADABLE
 from wsi_pipeline.models.cards import OWN_LABELS
 from wsi_pipeline.pictures import overlay, publish_picture
 from wsi_pipeline.publishing import remove
 from wsi_pipeline.pyramid import MaskPyramid, Pyramid
-from wsi_pipeline.regions import RegionStore, Tissue
+from wsi_pipeline.region_store import RegionStore
+from wsi_pipeline.regions import Tissue
 from wsi_pipeline.stages import Published, SlideRun
 from wsi_pipeline.stitching import stitch_masks
 
@@ -54,7 +55,12 @@ def _areas(masks: MaskPyramid, pixels: Mapping[int, int]) -> dict[str, Any]:
 def _shares(pixels: Mapping[int, int]) -> dict[str, Any]:
     """Share of the tissue that was segmented, by how."""
     tissue = sum(v for k, v in pixels.items() if k != NO_TISSUE)
-    names = {"in_detail": IN_DETAIL, "coarsely": COARSELY, "skipped": SKIPPED}
+    names = {
+        "in_detail": IN_DETAIL,
+        "coarsely": COARSELY,
+        "skipped": SKIPPED,
+        "unreadable": UNREADABLE,
+    }
     return {
         f"share_{name}": pixels.get(value, 0) / tissue if tissue else 0.0
         for name, value in names.items()

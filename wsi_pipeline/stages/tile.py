@@ -28,6 +28,7 @@ def publish(run: SlideRun) -> Published:
             base_mpp=base_mpp,
             pool=run.workers.pool_for(info) if run.workers else None,
             progress=run.ticker("tile"),
+            key=run.key,
         )
     publish_picture(folder.thumbnail, thumbnail(pyramid))
     facts = {
@@ -37,6 +38,8 @@ def publish(run: SlideRun) -> Published:
         "compression": info.compression,
         "base_downsample": int(pyramid.levels[0].downsample),
         "levels": len(pyramid.levels),
+        "tiles": info.tile_count,
+        "unreadable_tiles": len(pyramid.unreadable),
         "warnings": list(info.warnings),
     }
     note = plan_tiling(info, options, base_mpp).note

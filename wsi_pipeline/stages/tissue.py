@@ -5,6 +5,7 @@ from typing import Any
 from wsi_pipeline.features import digest_features
 from wsi_pipeline.publishing import sha256_file, staged
 from wsi_pipeline.pyramid import Pyramid
+from wsi_pipeline.readability import check_readable
 from wsi_pipeline.stages import Published, SlideRun
 from wsi_pipeline.tissue import find_tissue, label_tissue, lay_patches
 
@@ -24,6 +25,7 @@ def publish(run: SlideRun) -> Published:
         grid = lay_patches(tissue, source.size_px, part.patch_px, part.mpp, options)
     else:
         grid = file.grid(part.patch_px, part.mpp, source.scale, source.size_px)
+    share = check_readable(pyramid, tissue, options)
     with staged(folder.tissue) as path:
         tissue.save(path)
     label_tissue(pyramid, tissue, folder.label("tissue"))
@@ -33,6 +35,7 @@ def publish(run: SlideRun) -> Published:
     facts: dict[str, Any] = {
         "tissue_mm2": tissue.area_um2 / 1e6,
         "patches": len(grid),
+        "unreadable_share": share,
     }
     if options.mask is not None:
         facts["mask_sha256"] = sha256_file(options.mask)

@@ -1,7 +1,6 @@
 """Paints a slide block by block, here or in more processes, into spool and truth."""
 
 import multiprocessing
-import signal
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -12,12 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.geometry import Box
+from wsi_pipeline.process import listen, undisturbed
 from wsi_pipeline.pyramid import MaskPyramid
 from wsi_pipeline.synthesis.boxes import paint_box
 from wsi_pipeline.synthesis.painting import BLOCK_PX, World
 from wsi_pipeline.synthesis.spooling import SUPER_PX, Spool
-
-_STOPS = signal.SIGINT, signal.SIGTERM
 
 
 @dataclass(frozen=True)
@@ -64,9 +62,9 @@ def run_tasks(
     context = multiprocessing.get_context("spawn")
     others = set(multiprocessing.active_children())
     count = min(workers, len(tasks))
-    with ProcessPoolExecutor(count, context, initializer=_listen) as pool:
+    with ProcessPoolExecutor(count, context, initializer=listen) as pool:
         try:
-            with _undisturbed():
+            with undisturbed():
                 results = pool.map(paint_task, tasks)
             yield results
         except BaseException:
@@ -75,21 +73,6 @@ def run_tasks(
                 process.terminate()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Hold signals back: a process whose parent ends while it starts shows an error."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _listen() -> None:
-    """A process inherits what is held back where it is started."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
 
 
 def paint_task(task: BlockTask) -> tuple[Box, ...]:

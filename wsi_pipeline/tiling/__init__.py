@@ -14,16 +14,18 @@ from threading import BoundedSemaphore
 from dask.base import compute
 from dask.callbacks import Callback
 from dask.delayed import delayed
-from distributed import Client, Future, as_completed, wait
+from distributed import Client, Future, KilledWorker, as_completed, wait
+from distributed.client import FutureCancelledError
 
 from wsi_pipeline.config import TileOptions
 from wsi_pipeline.errors import ExportError
 from wsi_pipeline.geometry import Box
+from wsi_pipeline.journal import BlockJournal
 from wsi_pipeline.layout import Layout
 from wsi_pipeline.ngff import Source
 from wsi_pipeline.places import Place, as_place
 from wsi_pipeline.process import cpu_count
-from wsi_pipeline.publishing import Upload, printable, settle, staged
+from wsi_pipeline.publishing import list_files, printable, staged
 from wsi_pipeline.pyramid import Pyramid
 from wsi_pipeline.slide import Slide
 from wsi_pipeline.tiling.blocks import fill_block
@@ -37,11 +39,19 @@ from wsi_pipeline.tiling.planning import (
 )
 from wsi_pipeline.tiling.sources import CopiedSource, LevelSource, SlideSource
 from wsi_pipeline.tiling.sources import Source as BlockSource
+from wsi_pipeline.tiling.unreadable import gather_unreadable
+from wsi_pipeline.tiling.watching import Watchdog
+from wsi_pipeline.written import Upload, Written, settle
 
 __all__ = ["base_downsample", "halve", "plan_tiling", "tile_slide"]
 
 Progress = Callable[[int, int], None]
+type Files = list[Written | Upload]
+type _Keep = Callable[[Box, Files], None]
+"""Called with each block and its files when they are on the disk, one at a time."""
 _log = logging.getLogger(__name__)
+_REPLACED = 3  # times that stalled workers are replaced for one slide
+_RESTART_S = 60
 
 
 def tile_slide(
@@ -52,6 +62,7 @@ def tile_slide(
     base_mpp: float | None = None,
     pool: Client | ProcessPoolExecutor | None = None,
     progress: Progress | None = None,
+    key: str = "",
 ) -> Pyramid:
     """Write the pyramid of a slide; its name appears when it is complete.
 
@@ -71,6 +82,9 @@ def tile_slide(
         Tiles the blocks; left out, threads of this process do.
     progress : callable, optional
         Called with (blocks done, blocks in all).
+    key : str, optional
+        Digest of the slide and all else that decides the bytes. With it, a call after
+        a kill goes on with the blocks that are whole. Not where the pyramid is remote.
 
     Returns
     -------
@@ -79,7 +93,8 @@ def tile_slide(
     Raises
     ------
     SlideError
-        If a block cannot be read.
+        If the slide cannot be read any more. What cannot be decoded is no error: the
+        tiles are listed in `Pyramid.unreadable`, and white in the image.
     ExportError
         If the folder cannot be written, the disk is too small for the forecast, or a
         process of the pool dies.
@@ -106,27 +121,52 @@ def tile_slide(
         info.scale_source,
         info.bounds,
     )
-    with staged(path) as temporary:
+    with staged(path, key) as temporary:
+        kept = None
+        if key and isinstance(temporary, Path):
+            kept = BlockJournal(temporary)
+        whole = kept.resume() if kept else []
         needed = forecast_bytes(slide, plan)
         _log.info("%s: its pyramid takes about %s", source.name, gigabytes(needed))
         if plan.note:
             _log.warning("%s: %s", source.name, plan.note)
-        check_room(temporary, needed)
-        pyramid = Pyramid.create(temporary, source, plan.base, layout)
+        if whole:
+            pyramid = Pyramid(temporary)
+            _log.info("%s: goes on behind %d blocks", source.name, len(whole) - 1)
+        else:
+            check_room(temporary, needed)
+            pyramid = Pyramid.create(temporary, source, plan.base, layout)
+            if kept:
+                files = list_files(kept.folder)
+                kept.add("", [Written.of(file) for file in files])
         rounds = list(_rounds(pyramid, layout))
         total = sum(len(blocks) for _, blocks in rounds)
-        ended = itertools.count(1)
-
-        def tick() -> None:
-            if progress:
-                progress(next(ended), total)
+        ended = itertools.count(max(1, len(whole)))
+        done = frozenset(whole)
 
         workers = options.workers or cpu_count()
         if not isinstance(info.path, Path):
             workers *= 2  # half of them wait for the network
         for first, blocks in rounds:
+            names = {block: f"{first}/{block.x},{block.y}" for block in blocks}
+            left = [block for block, name in names.items() if name not in done]
+
+            def keep(block: Box, files: Files, names: dict[Box, str] = names) -> None:
+                if kept:
+                    kept.add(names[block], [f for f in files if isinstance(f, Written)])
+                if progress:
+                    progress(next(ended), total)
+
             task = _Task(slide if first == 0 else None, pyramid, layout, first)
-            _run(task, blocks, workers, pool, tick)
+            _run(task, left, workers, options.patience, pool, keep)
+        lost = gather_unreadable(pyramid)
+        if lost:
+            _log.warning(
+                "%s: %d of %d tiles cannot be decoded",
+                source.name,
+                len(lost),
+                info.tile_count,
+            )
     return Pyramid(path)
 
 
@@ -145,7 +185,7 @@ class _Task:
     layout: Layout
     first: int
 
-    def __call__(self, block: Box) -> list[Path | Upload]:
+    def __call__(self, block: Box) -> Files:
         """Write a block; returns its files, for `settle`."""
         source = self._source()
         return fill_block(source, self.pyramid, self.layout, self.first, block)
@@ -159,7 +199,7 @@ class _Task:
         return kind(self.slide, base, chunk, self.layout.block_px)
 
 
-def _stop(client: Client, futures: list[Future[None]]) -> None:
+def _stop(client: Client, futures: list[Future[tuple[Box, Files]]]) -> None:
     """Cancel what has not started and wait for the rest: see `_run`."""
     running = {key for keys in client.processing().values() for key in keys}
     client.cancel([future for future in futures if future.key not in running])
@@ -170,63 +210,100 @@ def _run(
     task: _Task,
     blocks: list[Box],
     workers: int,
+    patience_s: float,
     pool: Client | ProcessPoolExecutor | None,
-    tick: Callable[[], None],
+    keep: _Keep,
 ) -> None:
-    """Run one task per block; `tick` is called as each ends.
+    """Run one task per block; `keep` is called as each ends.
 
     An error or an interrupt waits for the blocks under way: none writes into a folder
     that is about to be removed.
     """
     if isinstance(pool, Client):
-        _run_on_cluster(task, blocks, pool, tick)
+        _run_on_cluster(task, blocks, patience_s, pool, keep)
     elif pool is not None:
-        _run_in_processes(task, blocks, pool, tick)
+        _run_in_processes(task, blocks, patience_s, pool, keep)
     else:
-        _run_in_threads(task, blocks, workers, tick)
+        _run_in_threads(task, blocks, workers, keep)
 
 
 def _run_on_cluster(
-    task: _Task, blocks: list[Box], client: Client, tick: Callable[[], None]
+    task: _Task, blocks: list[Box], patience_s: float, client: Client, keep: _Keep
 ) -> None:
-    def write(block: Box) -> None:
-        settle(task(block))
+    def write(block: Box) -> tuple[Box, Files]:
+        files = task(block)
+        settle(files)
+        return block, [file for file in files if isinstance(file, Written)]
 
     futures = client.map(write, blocks, pure=False)
+    slide, barks = task.pyramid.source.name, itertools.count(1)
+
+    def replace_stalled() -> None:
+        """End the workers that hold its blocks; give up where that does not help."""
+        ours = {future.key for future in futures}
+        busy = [name for name, keys in client.processing().items() if ours & {*keys}]
+        _log.warning("%s: no block ended for %g s on %s", slide, patience_s, busy)
+        try:
+            if next(barks) <= _REPLACED:
+                client.restart_workers(busy, timeout=_RESTART_S)
+                return
+        except (OSError, RuntimeError, ValueError) as error:  # no nanny, or no answer
+            _log.warning("%s: workers cannot be replaced: %s", slide, error)
+        client.cancel(futures, force=True)
+
     try:
-        for future in as_completed(futures):
-            future.result()
-            tick()
-    except BaseException:
+        with Watchdog(patience_s, replace_stalled) as watchdog:
+            for future in as_completed(futures):
+                keep(*future.result())
+                watchdog.tell()
+    except BaseException as error:
         _stop(client, futures)
-        raise
+        if not isinstance(error, (KilledWorker, FutureCancelledError)):
+            raise
+        raise ExportError(
+            f"{slide}: workers died or stalled over its blocks; if memory ran out, "
+            "give them more; if they wait for a disk or a network, raise patience in "
+            "the config's table tile"
+        ) from error
 
 
 def _run_in_processes(
-    task: _Task, blocks: list[Box], pool: ProcessPoolExecutor, tick: Callable[[], None]
+    task: _Task,
+    blocks: list[Box],
+    patience_s: float,
+    pool: ProcessPoolExecutor,
+    keep: _Keep,
 ) -> None:
+    def end_stalled() -> None:
+        name = task.pyramid.source.name
+        _log.warning("%s: no block ended for %g s", name, patience_s)
+        for process in list(pool._processes.values()):
+            process.kill()
+
     packed = pickle.dumps(task)
     try:
-        futures = [pool.submit(_write_packed, packed, block) for block in blocks]
+        futures = {pool.submit(_write_packed, packed, block): block for block in blocks}
         try:
-            for future in concurrent.futures.as_completed(futures):
-                settle(future.result())  # beside the blocks under way
-                tick()
+            with Watchdog(patience_s, end_stalled) as watchdog:
+                for future in concurrent.futures.as_completed(futures):
+                    settle(future.result())  # beside the blocks under way
+                    keep(futures[future], future.result())
+                    watchdog.tell()
         except BaseException:
             concurrent.futures.wait([f for f in futures if not f.cancel()])
             raise
     except BrokenExecutor as error:
         raise ExportError(
-            f"{task.pyramid.path.name}: a process that tiled it died; if memory ran "
-            "out, fewer --workers help"
+            f"{task.pyramid.path.name}: a process that tiled it died or stalled; if "
+            "memory ran out, fewer --workers help"
         ) from error
 
 
-def _write_packed(packed: bytes, block: Box) -> list[Path]:
+def _write_packed(packed: bytes, block: Box) -> Files:
     """Write a block; returns local files, which any process can flush."""
     files = _unpacked(packed)(block)
-    settle(file for file in files if not isinstance(file, Path))
-    return [file for file in files if isinstance(file, Path)]
+    settle(file for file in files if isinstance(file, Upload))
+    return [file for file in files if isinstance(file, Written)]
 
 
 @functools.lru_cache(maxsize=1)
@@ -236,20 +313,19 @@ def _unpacked(packed: bytes) -> _Task:
     return task
 
 
-def _run_in_threads(
-    task: _Task, blocks: list[Box], workers: int, tick: Callable[[], None]
-) -> None:
+def _run_in_threads(task: _Task, blocks: list[Box], workers: int, keep: _Keep) -> None:
     # A thread that waits for the disk or the network lends its turn to another.
     turns = BoundedSemaphore(workers)
 
-    def write_in_turn(block: Box) -> None:
+    def write_in_turn(block: Box) -> tuple[Box, Files]:
         with turns:
             files = task(block)
         settle(files)
+        return block, files
 
     tasks = [delayed(write_in_turn, pure=False)(block) for block in blocks]
     with (
         ThreadPoolExecutor(workers * 2) as pool,
-        Callback(posttask=lambda *_: tick()),
+        Callback(posttask=lambda _, found, *__: keep(*found)),
     ):
         compute(*tasks, scheduler="threads", pool=pool)

@@ -7,23 +7,23 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.geometry import Box, Level
 from wsi_pipeline.layout import Layout
-from wsi_pipeline.publishing import Upload
 from wsi_pipeline.pyramid import Pyramid
 from wsi_pipeline.shards import BlockLevel
 from wsi_pipeline.tiling.halving import halve
 from wsi_pipeline.tiling.sources import Source, Tiles
+from wsi_pipeline.tiling.unreadable import note_unreadable
+from wsi_pipeline.written import Upload, Written
 
 
 def fill_block(
     source: Source, pyramid: Pyramid, layout: Layout, first: int, block: Box
-) -> list[Path | Upload]:
+) -> list[Written | Upload]:
     """Write one block of level `first` and its share of the levels above it.
 
     Parameters
@@ -41,7 +41,7 @@ def fill_block(
 
     Returns
     -------
-    list of Path or Upload
+    list of Written or Upload
         Files written, for `settle` to bring home.
 
     Notes
@@ -63,7 +63,8 @@ def fill_block(
         whole = block.scaled_down(2 ** (last - first))
         for box in _z_order(whole, filler.span_px(last)):
             filler.fill(last, box)
-    return [file for share in shares.values() for file in share.files]
+    noted = note_unreadable(pyramid, block, source.unreadable)
+    return [file for share in shares.values() for file in share.files] + noted
 
 
 class _Filler:

@@ -1,11 +1,12 @@
 """Where the pixels of a block come from: the slide, or the level below."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_pipeline.errors import UnreadableError
 from wsi_pipeline.geometry import Box
 from wsi_pipeline.pyramid import Pyramid
 from wsi_pipeline.slide import Slide
@@ -21,6 +22,11 @@ class Source(Protocol):
     @property
     def piece_px(self) -> int:
         """Side of what is read at once: a power of two times a chunk."""
+        ...
+
+    @property
+    def unreadable(self) -> set[Box]:
+        """Tiles of the slide that could not be decoded so far, level-0 pixels."""
         ...
 
     def read(self, box: Box) -> tuple[NDArray[np.uint8], Tiles]:
@@ -39,10 +45,16 @@ class SlideSource:
         Level-0 pixels per pixel of the base, a power of two.
     chunk_px, block_px : int
         Side of a chunk and of a block: pieces lie between them.
+
+    Notes
+    -----
+    A piece that cannot be decoded is read tile by tile of the slide; what is still bad
+    gets the slide's background, and a place in `unreadable`.
     """
 
     def __init__(self, slide: Slide, factor: int, chunk_px: int, block_px: int) -> None:
         self._slide = slide
+        self.unreadable: set[Box] = set()
         self._factor = factor
         self._chunk_px = chunk_px
         self._step_px = max(1, slide.info.read_px // factor)
@@ -57,14 +69,37 @@ class SlideSource:
     def gather(self, box: Box) -> NDArray[np.uint8]:
         """(3, h, w) pixels of a box of the base, read and reduced step by step."""
         if self._factor == 1:
-            return self._slide.read_planes(box)
+            return self._read_sound(box)
         out = np.empty((3, box.h, box.w), np.uint8)
         for step in box.blocks(self._step_px):
-            pixels = self._slide.read_planes(_finer(step, self._factor, self._slide))
+            pixels = self._read_sound(_finer(step, self._factor, self._slide))
             for _ in range(self._factor.bit_length() - 1):
                 pixels = halve(pixels)
             place = step.shift(-box.x, -box.y)
             out[:, place.rows, place.columns] = pixels
+        return out
+
+    def _read_sound(self, box: Box) -> NDArray[np.uint8]:
+        """Pixels of level 0, background where tiles cannot be decoded."""
+        try:
+            return self._slide.read_planes(box)
+        except UnreadableError:
+            return self._each_tile(box, self._slide.read_planes)
+
+    def _each_tile(
+        self, box: Box, read: Callable[[Box], NDArray[np.uint8]]
+    ) -> NDArray[np.uint8]:
+        info = self._slide.info
+        out = np.empty((3, box.h, box.w), np.uint8)
+        for tile in info.tiles(box):
+            part = tile.intersect(box)
+            place = part.shift(-box.x, -box.y)
+            pixels = out[:, place.rows, place.columns]
+            try:
+                pixels[:] = read(part)
+            except UnreadableError:
+                pixels[:] = np.array(info.background, np.uint8)[:, None, None]
+                self.unreadable.add(tile)
         return out
 
 
@@ -73,11 +108,24 @@ class CopiedSource(SlideSource):
 
     def read(self, box: Box) -> tuple[NDArray[np.uint8], Tiles]:
         """See `Source.read`."""
-        planes, tiles = self._slide.read_jpeg(box)
+        try:
+            planes, tiles = self._slide.read_jpeg(box)
+        except UnreadableError:
+            return self._copy_sound(box)
         side = self._chunk_px
         rows, columns = range(box.y, box.bottom, side), range(box.x, box.right, side)
         corners = [(x, y) for y in rows for x in columns]
         return planes, dict(zip(corners, tiles, strict=True))
+
+    def _copy_sound(self, box: Box) -> tuple[NDArray[np.uint8], Tiles]:
+        """Copy the tiles that can be decoded; the others are encoded background."""
+        copies: dict[tuple[int, int], bytes | None] = {}
+
+        def copy(tile: Box) -> NDArray[np.uint8]:
+            planes, (copies[tile.x, tile.y],) = self._slide.read_jpeg(tile)
+            return planes
+
+        return self._each_tile(box, copy), copies
 
 
 class LevelSource:
@@ -97,6 +145,7 @@ class LevelSource:
         self._pyramid = pyramid
         self._level = level
         self.piece_px = chunk_px
+        self.unreadable: set[Box] = set()  # what is on disk can be read, or raises
 
     def read(self, box: Box) -> tuple[NDArray[np.uint8], Tiles]:
         """See `Source.read`."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.classes import MaskClass
 from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.inert import markdown_cell
 from wsi_pipeline.metrics import bootstrap_interval, by_group, dice, iou, mean_iou
 from wsi_pipeline.models.cards import ModelFolder, SegmenterCard
 from wsi_pipeline.models.segmenter import load_segmenter
@@ -337,7 +338,7 @@ def markdown(reports: Sequence[ArmReport]) -> Iterator[str]:
         low, high = report.interval
         near = values["accuracy_within_px"][str(_NEAR_PX)]
         cells = (
-            report.name,
+            markdown_cell(report.name),
             f"{report.nodes[0]} x {report.nodes[1]}",
             f"{report.pixels_per_node:.0f}",
             " / ".join("" if s.seed is None else str(s.seed) for s in report.seeds),
@@ -353,10 +354,13 @@ def markdown(reports: Sequence[ArmReport]) -> Iterator[str]:
         )
         yield f"| {' | '.join(cells)} |"
     yield ""
-    titles = [f"{report.name} 1/{report.pixels_per_node:.0f}" for report in reports]
+    titles = [
+        f"{markdown_cell(report.name)} 1/{report.pixels_per_node:.0f}"
+        for report in reports
+    ]
     yield f"| IoU of | {' | '.join(titles)} |"
     yield "|---|" + "--:|" * len(reports)
     for name in reports[0].classes:
         shown = [values["iou"][name] for values in found]
         texts = ["" if value is None else f"{value:.3f}" for value in shown]
-        yield f"| {name} | {' | '.join(texts)} |"
+        yield f"| {markdown_cell(name)} | {' | '.join(texts)} |"
