@@ -479,6 +479,8 @@ def test_a_missing_package_and_an_unknown_scheme_are_named(
         as_place("az://slides/a.svs")
     with pytest.raises(ConfigError, match="names no bucket"):
         as_place("s3:///a.svs")
+    with pytest.raises(ConfigError, match="s3://: no valid URL"):
+        as_place("s3://[[b/c")
 
 
 def test_the_command_line_starts_without_what_is_behind_urls() -> None:

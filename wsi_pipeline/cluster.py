@@ -188,7 +188,10 @@ def remote_client(address: str, tls: Tls | None = None) -> Iterator[Client]:
 
 def _is_open(address: str) -> bool:
     """Whether an address is on the network, and without TLS."""
-    parts = urlsplit(address)
+    try:
+        parts = urlsplit(address)
+    except ValueError:  # no address at all: connecting will say so
+        return False
     if parts.scheme not in ("tcp", "ws"):
         return False
     try:

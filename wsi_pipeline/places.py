@@ -226,7 +226,10 @@ def _remote(url: str, scheme: str) -> "UPath":
     # what is behind URLs takes as long to import as the rest of the command line
     from upath import UPath
 
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:  # half a pair of brackets
+        raise ConfigError(f"{scheme}://: no valid URL ({error})") from error
     # listings that are remembered hide what others, and we ourselves, write
     options: dict[str, Any] = {"use_listings_cache": False}
     if scheme in _WEB:

@@ -96,6 +96,7 @@ def test_files_of_tls_are_given_together_with_such_an_address(tmp_path: Path) ->
         *(("tcp://127.0.0.1:9", False), ("tcp://localhost:9", False)),
         *(("tcp://[::1]:9", False), ("tls://10.0.0.1:9", False)),
         *(("tcp://10.0.0.1:9", True), ("ws://head.example:9", True)),
+        ("tcp://[[head:9", False),
     ],
 )
 def test_an_address_in_the_open_is_warned_of(
